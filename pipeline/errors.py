@@ -1,0 +1,63 @@
+"""The project's own errors: what a person did, or what the world refuses, in one line each.
+
+A message names what is wrong, where, and the next thing to type. `exit_code` is what a job's
+process ends with (2: what was typed, or what it names, is wrong; 3: the state of the world
+refuses; 75: preempted after a checkpoint). Anything else that escapes a job is a bug and ends with 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PipelineError(Exception):
+    """An error with a clear message for the person at the keyboard."""
+
+    exit_code = 1
+
+
+class ConfigError(PipelineError):
+    """A setting, a flag or a path that was typed is wrong."""
+
+    exit_code = 2
+
+
+class DatasetError(PipelineError):
+    """A tree of images and labels that cannot be packed as it is."""
+
+    exit_code = 2
+
+
+class ShardError(PipelineError):
+    """Shards, an index or a manifest that are missing, damaged or contradict each other."""
+
+    exit_code = 2
+
+
+class CheckpointError(PipelineError):
+    """A checkpoint or model that is missing, damaged or made for something else."""
+
+    exit_code = 2
+
+
+class WorldStateError(PipelineError):
+    """The state of the world refuses: no space, storage out of reach, a name that is held."""
+
+    exit_code = 3
+
+
+class NonFiniteLossError(PipelineError):
+    """The loss or a gradient became NaN or infinite."""
+
+
+class Preempted(PipelineError):  # noqa: N818 - a stop that was asked for, not a fault
+    """Training stopped at the end of a step, after a checkpoint; run again to go on."""
+
+    exit_code = 75
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """The hint ` (did you mean X?)` for a misspelt name, or an empty string when nothing is near."""
+    matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f" (did you mean {matches[0]}?)" if matches else ""
