@@ -29,12 +29,17 @@ class RunContext(Protocol):
 
     @property
     def world(self) -> World:
-        """This rank's place."""
+        """The place of this rank among all."""
         ...
 
     @property
     def attempt(self) -> str:
         """A token that no other attempt of this run has; part of every path the attempt writes."""
+        ...
+
+    @property
+    def tracking(self) -> str:
+        """Where a person can browse the run, for the header line; empty where nobody tracks it."""
         ...
 
     def phase(self, name: Phase) -> AbstractContextManager[None]:
@@ -50,7 +55,7 @@ class RunContext(Protocol):
         ...
 
     def event(self, name: str, step: int, **fields: object) -> None:
-        """Record something that happened (JSON values): `commit`, `restart`, `stop`, …"""
+        """Record something that happened: `start`, `commit`, `stop`, … with JSON values."""
         ...
 
     def picture(self, key: str, step: int, image_HW3: NDArray[np.uint8]) -> None:
