@@ -1,0 +1,102 @@
+"""How every job ends: one RESULT line, one exit code, and one clear line where something was wrong.
+
+Guarantees that scripts lean on: the last line of standard output is `RESULT ` + one line of JSON
+with at least `job`, `status`, `exit_code` and `wall_s`, on success and on failure alike, and the
+process ends with that `exit_code`. `--help` alone prints no RESULT, as no job was run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pipeline.errors import PipelineError
+
+Result = dict[str, Any]
+"""What a job has to say so far: it fills this in as it goes, so that a failure still tells."""
+
+
+def run_job(name: str, function: Callable[[Result], None], fields: Iterable[str] = ()) -> int:
+    """The job's exit code, after `function` ran and the RESULT line was printed.
+
+    `fields` are the job's own keys of the RESULT line, null until `function` sets them in the
+    dictionary that it is given; `function` may also set `status`. A PipelineError becomes one line
+    on standard error and its class's exit code; anything else a traceback and 1.
+    """
+    start_s = time.monotonic()
+    log_to_stdout()
+    result: Result = {"job": name, "status": "ok", "exit_code": 0, "wall_s": 0.0} | dict.fromkeys(fields)
+    try:
+        function(result)
+    except PipelineError as error:
+        result |= {"status": snake_case(type(error).__name__), "exit_code": error.exit_code}
+        tell(f"{name}: {one_line(str(error))}")
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the border of the process
+        result |= {"status": snake_case(type(error).__name__), "exit_code": 1}
+        traceback.print_exc()
+    result["wall_s"] = round(time.monotonic() - start_s, 2)
+    sys.stderr.flush()
+    sys.stdout.write(result_line(result) + "\n")
+    sys.stdout.flush()
+    return int(result["exit_code"])
+
+
+def result_line(result: Mapping[str, Any]) -> str:
+    """`RESULT ` and one line of strict JSON: NaN and infinity become null."""
+    return "RESULT " + json.dumps(_strict(result), ensure_ascii=False, allow_nan=False, default=str)
+
+
+def read_result(lines: Iterable[str]) -> Result | None:
+    """The last RESULT line's content among `lines`, or None where there is none that parses."""
+    found: Result | None = None
+    for line in lines:
+        if line.startswith("RESULT {"):
+            try:
+                found = json.loads(line[len("RESULT ") :])
+            except json.JSONDecodeError:
+                continue
+    return found
+
+
+def tell(line: str) -> None:
+    """Write one line to standard error, where a person looks for what went wrong."""
+    sys.stdout.flush()
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def log_to_stdout() -> None:
+    """Send the pipeline's log lines to standard output, bare, and others' from WARNING to stderr."""
+    logger = logging.getLogger("pipeline")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers[:] = [handler]
+
+
+def snake_case(name: str) -> str:
+    """`ShardError` → `shard_error`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+def one_line(text: str) -> str:
+    """The text with every run of white space made one blank."""
+    return " ".join(text.split())
+
+
+def _strict(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return value
