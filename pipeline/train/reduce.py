@@ -1,0 +1,101 @@
+"""How the ranks' gradients become one: a part that can be exchanged.
+
+The loss of a rank is its share of the global batch's loss (sums over global counts), so what is
+wanted is the *sum* of gradients over ranks and micro-batches.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.world import World
+
+T = TypeVar("T")
+
+
+class GradientReduction(Protocol):
+    """Forward through `module`, backward through `backward`, inside `micro_batch`."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What the forward goes through."""
+        ...
+
+    def micro_batch(self, last: bool) -> AbstractContextManager[None]:
+        """Around one forward and backward; `last` closes the optimizer step."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of this rank's share; after the last one they are summed over ranks."""
+        ...
+
+
+class SingleProcess:
+    """One rank: nothing to reduce."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.module = model
+
+    def micro_batch(self, last: bool) -> AbstractContextManager[None]:
+        """Nothing to prepare."""
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Plain backward."""
+        loss.backward()
+
+
+class StockDdp:
+    """torch's DistributedDataParallel: buckets reduced while the backward goes on."""
+
+    def __init__(self, model: nn.Module, world: World, device: torch.device) -> None:
+        """Every rank must hold the same weights; BatchNorm's buffers follow rank 0's."""
+        self.module = DistributedDataParallel(
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+        )
+        self._world_size = world.size
+
+    def micro_batch(self, last: bool) -> AbstractContextManager[None]:
+        """Hold the reduction back until the step's last micro-batch."""
+        return nullcontext() if last else self.module.no_sync()
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward of world_size times the loss: DDP divides by the world size, a sum is wanted."""
+        (loss * self._world_size).backward()
+
+
+def build_reduction(model: nn.Module, world: World, device: torch.device) -> GradientReduction:
+    """Stock DDP where there are several ranks."""
+    return StockDdp(model, world, device) if world.size > 1 else SingleProcess(model)
+
+
+def all_reduce_sum(values: Tensor, world: World) -> Tensor:
+    """The sum over ranks, in place."""
+    if world.size > 1:
+        dist.all_reduce(values)
+    return values
+
+
+@torch.no_grad()
+def broadcast_buffers(model: nn.Module, world: World) -> None:
+    """Give every rank the buffers of rank 0, on which no bit changes."""
+    if world.size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def broadcast_object(value: T, world: World) -> T:
+    """Rank 0's value, on every rank."""
+    if world.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

@@ -1,0 +1,31 @@
+"""All progress of a run in one place: what a resume must know beside weights and optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class TrainState:
+    """Progress after a whole number of optimizer steps."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    position: int = 0
+    """Samples consumed over all ranks and epochs: the only state of the data."""
+    best_miou: float | None = None
+    """Best mIoU of an evaluation so far."""
+    best_step: int | None = None
+    """Step of that evaluation."""
+
+    def advance(self, num_samples: int) -> None:
+        """One more optimizer step, over that many samples."""
+        self.step += 1
+        self.position += num_samples
+
+    def note_score(self, miou: float) -> bool:
+        """Remember an evaluation; True when it is the best so far (a tie keeps the earlier one)."""
+        if self.best_miou is not None and miou <= self.best_miou:
+            return False
+        self.best_miou, self.best_step = miou, self.step
+        return True

@@ -1,0 +1,162 @@
+"""One optimizer step: `step(micro_batches, denominators)`.
+
+The global denominators (valid pixels, present classes) depend on labels alone and are reduced over
+ranks before the forward, so N ranks compute the gradients that one rank would. The wish to stop
+rides on the same reduction, and nothing inside a step waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import HeadConfig, OptimConfig, TrainConfig
+from pipeline.data.loader import Batch
+from pipeline.model.losses import Denominators, LossTerms, count_labels, segmentation_losses
+from pipeline.model.segmenter import Segmenter
+from pipeline.train import metrics
+from pipeline.train.optim import learning_rate, set_learning_rate
+from pipeline.train.reduce import GradientReduction, all_reduce_sum
+from pipeline.world import World
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What goes through the network at once, on the device."""
+
+    image_B3HW: Tensor
+    """RGB, uint8, in channels-last memory."""
+    label_BHW: Tensor
+    """Train ids, int64, 255 ignored."""
+    position: int
+    """First of this rank's positions: seeds the dropout."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all ranks know before a step."""
+
+    denominators: Denominators
+    """Counts over the whole global batch."""
+    stop: Tensor
+    """How many ranks were asked to stop, a 0-dim tensor on the device; read it a step late."""
+
+
+def to_device(batch: Batch, device: torch.device) -> MicroBatch:
+    """The batch as uint8 on the device; (B, H, W, 3) becomes a channels-last (B, 3, H, W) for free."""
+    image_BHW3 = torch.from_numpy(batch.image_BHW3)
+    label_BHW = torch.from_numpy(batch.label_BHW)
+    if device.type == "cuda":
+        image_BHW3, label_BHW = image_BHW3.pin_memory(), label_BHW.pin_memory()
+    return MicroBatch(
+        image_B3HW=image_BHW3.to(device, non_blocking=True).permute(0, 3, 1, 2),
+        label_BHW=label_BHW.to(device, non_blocking=True).long(),
+        position=batch.positions[0],
+    )
+
+
+def supports_bfloat16(device: torch.device) -> bool:
+    """True where bfloat16 products run in hardware, so that an autocast to it is faster."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
+
+
+def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[None]:
+    """The autocast that `train.precision` asks for on this device."""
+    wanted = config.precision == "bfloat16" or (config.precision == "auto" and supports_bfloat16(device))
+    context: AbstractContextManager[None] = torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+    return context
+
+
+class StepRunner:
+    """Runs optimizer steps and keeps, on the device, what the curves will ask for."""
+
+    def __init__(  # noqa: PLR0913 - the parts of a step, each named once
+        self,
+        model: Segmenter,
+        optimizer: torch.optim.Optimizer,
+        reduction: GradientReduction,
+        *,
+        head: HeadConfig,
+        optim: OptimConfig,
+        train: TrainConfig,
+        world: World,
+        device: torch.device,
+    ) -> None:
+        self._model, self._optimizer, self._reduction = model, optimizer, reduction
+        self._head, self._optim, self._train = head, optim, train
+        self._world, self._device = world, device
+        self._terms = torch.zeros(len(LossTerms._fields), device=device, dtype=torch.float64)
+        self._grad_norm = torch.zeros((), device=device, dtype=torch.float64)
+        self._num_non_finite = torch.zeros((), device=device, dtype=torch.float64)
+
+    def agree(self, micro_batches: Sequence[MicroBatch], stop_requested: bool) -> Agreement:
+        """Reduce label counts and the wish to stop over ranks; one small collective a step."""
+        local = torch.zeros(len(Denominators._fields) + 1, device=self._device, dtype=torch.float64)
+        for micro in micro_batches:
+            height, width = self._model.feature_size(*micro.label_BHW.shape[1:])
+            counts = count_labels(micro.label_BHW, height, width, self._num_classes, self._head.n_min)
+            local[:-1] += torch.stack(list(counts))
+        local[-1] = float(stop_requested)
+        total = all_reduce_sum(local, self._world)
+        return Agreement(Denominators(*total[:-1].unbind()), total[-1])
+
+    @property
+    def _num_classes(self) -> int:
+        return self._model.num_classes
+
+    def step(self, micro_batches: Sequence[MicroBatch], denominators: Denominators, step: int) -> None:
+        """Do optimizer step `step` (0-based) on this rank's micro-batches of the global batch."""
+        set_learning_rate(self._optimizer, learning_rate(self._optim, step, self._train.steps))
+        self._optimizer.zero_grad(set_to_none=True)
+        terms = torch.zeros_like(self._terms)
+        for index, micro in enumerate(micro_batches):
+            self._seed_dropout(micro.position)
+            with self._reduction.micro_batch(last=index == len(micro_batches) - 1):
+                with autocast(self._train, self._device):
+                    output = self._reduction.module(micro.image_B3HW, micro.label_BHW)
+                losses = segmentation_losses(output, micro.label_BHW, denominators, self._head)
+                self._reduction.backward(losses.total)
+            terms += torch.stack([term.detach().double() for term in losses])
+        parameters = [p for p in self._model.parameters() if p.grad is not None]
+        norm = self._gradient_norm(parameters)
+        self._optimizer.step()
+        self._terms, self._grad_norm = terms, norm.double()
+        self._num_non_finite += (~(terms[0].isfinite() & norm.isfinite())).double()
+
+    def summary(self, wait_share: float) -> dict[str, float]:
+        """The curves' values at the latest step, over the global batch. A collective.
+
+        `wait_share` is this rank's share of the time since the last summary spent on waiting for
+        data; the mean over ranks is returned. Non-finite steps since the start of the attempt are
+        under `NON_FINITE`.
+        """
+        mine = torch.tensor([wait_share / self._world.size], dtype=torch.float64, device=self._device)
+        shared = torch.cat([self._terms, self._num_non_finite.reshape(1), mine])
+        *terms, non_finite, wait = all_reduce_sum(shared, self._world).tolist()
+        rate = self._optimizer.param_groups[0]["lr"] / self._optimizer.param_groups[0]["multiplier"]
+        return {
+            **dict(zip(metrics.LOSS_TERMS, terms, strict=True)),
+            metrics.GRADIENT_NORM: float(self._grad_norm),
+            metrics.LEARNING_RATE: rate,
+            metrics.DATA_WAIT_SHARE: wait,
+            metrics.NON_FINITE: non_finite,
+        }
+
+    def _gradient_norm(self, parameters: list[nn.Parameter]) -> Tensor:
+        """The global norm, the same on every rank once reduced; clips where the setting asks."""
+        if self._optim.clip_norm > 0:
+            return nn.utils.clip_grad_norm_(parameters, self._optim.clip_norm)
+        return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+    def _seed_dropout(self, position: int) -> None:
+        """Make dropout a function of (seed, position, rank): no generator to checkpoint."""
+        sequence = np.random.SeedSequence([self._train.seed, position, self._world.rank])
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
