@@ -1,0 +1,142 @@
+"""The order of samples: position → (epoch, shard, sample), the only state that training's data has.
+
+A position counts samples consumed by the whole job since its first step. In every epoch each sample
+has exactly one position, whatever the world size, the batch size, and the chain of stops and resumes;
+batches cross the borders of epochs, so every rank always has equal batches with nothing padded,
+repeated or dropped.
+
+How: per epoch the shards are permuted and laid end to end; that line is cut into equal streams at
+sample granularity; inside a stream, blocks of samples are permuted; positions go round the streams.
+A data set smaller than a block is one stream, hence shuffled uniformly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.draws import Purpose, permutation
+from pipeline.errors import ShardError
+from pipeline.world import World
+
+PLAN_FORMAT = "epoch-plan/1"
+"""Changes with anything that changes the order; a resume under another one is refused."""
+
+
+def rank_positions(start: int, world: World, batch_per_rank: int) -> NDArray[np.int64]:
+    """The positions of this rank in the global batch that begins at `start`."""
+    return start + world.rank + world.size * np.arange(batch_per_rank, dtype=np.int64)
+
+
+class EpochPlan:
+    """A bijection between positions and samples in every epoch.
+
+    `counts` are the samples of each shard (0 is allowed); `streams` and `block` bound how many shards
+    are open at a time and how far samples are mixed. Without `shuffle` shards and blocks keep their
+    order. Raises ShardError when there is no sample at all.
+    """
+
+    def __init__(
+        self,
+        counts: Sequence[int] | NDArray[np.int64],
+        seed: int,
+        streams: int = 64,
+        block: int = 1024,
+        shuffle: bool = True,
+    ) -> None:
+        assert streams >= 1, streams
+        assert block >= 1, block
+        self._counts = np.asarray(counts, np.int64)
+        assert self._counts.ndim == 1
+        assert not np.any(self._counts < 0)
+        self.num_samples = int(self._counts.sum())
+        if self.num_samples == 0:
+            raise ShardError(f"no samples in {len(self._counts)} shards: there is nothing to go through")
+        self._seed, self._streams, self._block, self._shuffle = seed, streams, block, shuffle
+        # More streams than blocks would only narrow the mixing of a small data set.
+        num_streams = min(streams, -(-self.num_samples // block))
+        self._start = np.arange(num_streams + 1, dtype=np.int64) * self.num_samples // num_streams
+        length = np.diff(self._start)
+        self._rounds = self.num_samples // num_streams
+        self._longer = np.flatnonzero(length > self._rounds)  # streams with one sample more
+        self._num_streams = num_streams
+        self._shards_of = lru_cache(maxsize=2)(self._permute_shards)
+        # Every stream needs its current block, and its next one before the last stream leaves this one.
+        self._block_of = lru_cache(maxsize=2 * num_streams + 2)(self._permute_block)
+
+    def constants(self) -> dict[str, str | int | bool]:
+        """Everything but the counts that the order depends on, as JSON values."""
+        return {
+            "format": PLAN_FORMAT,
+            "seed": self._seed,
+            "streams": self._streams,
+            "block": self._block,
+            "shuffle": self._shuffle,
+        }
+
+    def at(self, positions: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n, 3) int64 rows of epoch, shard and sample in the shard, for n positions >= 0."""
+        position = np.asarray(positions, np.int64)
+        assert position.ndim == 1
+        assert not np.any(position < 0)
+        epoch, within = np.divmod(position, self.num_samples)
+        stream, turn = self._stream_and_turn(within)
+        place = self._place(epoch, stream, turn)
+        row = np.empty((len(position), 3), np.int64)
+        row[:, 0] = epoch
+        for e in _distinct(epoch):
+            here = epoch == e
+            shards, ends = self._shards_of(e)
+            at = np.searchsorted(ends, place[here], side="right")  # steps over empty shards
+            row[here, 1] = shards[at]
+            row[here, 2] = place[here] - (ends[at] - self._counts[shards[at]])
+        return row
+
+    def _stream_and_turn(self, within: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which stream, and which of its samples: round robin; longer streams end the epoch."""
+        turn, stream = np.divmod(within, self._num_streams)
+        tail = turn == self._rounds
+        stream[tail] = self._longer[stream[tail]]
+        return stream, turn
+
+    def _place(
+        self, epoch: NDArray[np.int64], stream: NDArray[np.int64], turn: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Place on the epoch's line of shards: the turn, permuted inside its block."""
+        block, offset = np.divmod(turn, self._block)
+        first = self._start[stream] + block * self._block
+        if not self._shuffle:
+            return np.asarray(first + offset, np.int64)
+        order = np.lexsort((block, stream, epoch))
+        e, s, b = epoch[order], stream[order], block[order]
+        new = np.ones(len(order), bool)
+        new[1:] = (e[1:] != e[:-1]) | (s[1:] != s[:-1]) | (b[1:] != b[:-1])
+        begins = np.flatnonzero(new)
+        place: NDArray[np.int64] = first.copy()
+        for begin, end in zip(begins, np.append(begins, len(order))[1:], strict=True):
+            group = order[begin:end]
+            place[group] += self._block_of(int(e[begin]), int(s[begin]), int(b[begin]))[offset[group]]
+        return place
+
+    def _permute_shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The epoch's order of shards, and where each ends on the line."""
+        if self._shuffle:
+            shards = permutation(self._seed, Purpose.SHARDS, (epoch, 0, 0), len(self._counts))
+        else:
+            shards = np.arange(len(self._counts), dtype=np.int64)
+        return shards, np.cumsum(self._counts[shards])
+
+    def _permute_block(self, epoch: int, stream: int, block: int) -> NDArray[np.int64]:
+        length = int(self._start[stream + 1] - self._start[stream]) - block * self._block
+        return permutation(self._seed, Purpose.BLOCK, (epoch, stream, block), min(self._block, length))
+
+
+def _distinct(epoch: NDArray[np.int64]) -> list[int]:
+    """The values in a mostly constant array; np.unique costs more than all the rest for a batch."""
+    if len(epoch) == 0:
+        return []
+    low, high = int(epoch.min()), int(epoch.max())
+    return [low] if low == high else [int(e) for e in np.unique(epoch)]
