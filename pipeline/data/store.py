@@ -1,7 +1,7 @@
 """Where the bytes of shards come from: exact ranges of named files, checked to be whole.
 
 `open_store` chooses by the root's scheme. Only local folders are read so far; a remote store needs
-the same three methods and nothing else changes.
+the same four methods and nothing else changes.
 """
 
 from __future__ import annotations
@@ -85,6 +85,10 @@ class LocalStore:
     def read_all(self, name: str) -> bytes:
         """The whole file."""
         return self.read(name, 0, self.size(name))
+
+    def exists(self, name: str) -> bool:
+        """True where the file is there."""
+        return self._path(name).is_file()
 
     def size(self, name: str) -> int:
         """The file's bytes; ShardError where it is absent."""
