@@ -1,0 +1,88 @@
+"""What can be known to be wrong before a worker takes a CPU: paths, shards, space, sizes.
+
+Every check raises one of the project's errors. They are cheap: an hour in a queue must not end
+with a misspelt folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipeline.config import Config
+from pipeline.data.dataset import ShardDataset
+from pipeline.errors import ConfigError, WorldStateError
+from pipeline.model.segmenter import build_segmenter
+
+FLOAT_BYTES = 4
+RECORDS_BYTES = 64 << 20
+"""Room for journal, pictures, database and report beside the weights."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the checks learned."""
+
+    manifest_id: str
+    num_samples: int
+    parameters: int
+    bytes_needed: int
+
+
+def check_run(config: Config, shards: str, run_dir: Path) -> Checked:
+    """Facts about a run that can start; raises a PipelineError for the first thing that forbids it."""
+    train = ShardDataset.open(shards, config.data.train_split)
+    val = ShardDataset.open(shards, config.data.val_split)
+    for dataset in (train, val):
+        dataset.preflight()
+    parameters = count_parameters(config, train.classes.num_classes)
+    needed = bytes_needed(config, parameters)
+    check_space(run_dir, needed)
+    return Checked(train.manifest.id, len(train), parameters, needed)
+
+
+def count_parameters(config: Config, num_classes: int) -> int:
+    """Parameters and buffers of the model; made without memory for them."""
+    with torch.device("meta"):
+        model = build_segmenter(config.model, num_classes)
+    return sum(tensor.numel() for tensor in model.state_dict().values())
+
+
+def bytes_needed(config: Config, parameters: int) -> int:
+    """Bytes a run writes: kept checkpoints, the one in the making, and the model three times over.
+
+    The model is exported, copied into the run's artifacts and into the registry.
+    """
+    moments = 2 if config.optim.name == "adamw" else 1
+    averaged = 1 if config.train.ema_decay else 0
+    checkpoints = config.train.keep_last + 2  # the best one, and one being written
+    copies = checkpoints * (1 + moments + averaged) + 3
+    return copies * parameters * FLOAT_BYTES + RECORDS_BYTES
+
+
+def check_space(run_dir: Path, needed_bytes: int) -> None:
+    """Raises WorldStateError where the run's folder cannot be written or has too little room."""
+    existing = run_dir
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise WorldStateError(
+            f"--runs: cannot write to {existing}; choose another, such as --runs ~/ccs-runs"
+        )
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < needed_bytes:
+        raise WorldStateError(
+            f"no space in --runs: {existing} has {free_bytes} bytes free, and this run needs {needed_bytes} "
+            "bytes; free some, or choose another --runs"
+        )
+
+
+def check_local_paths(shards: str, runs: str) -> None:
+    """Raises ConfigError for addresses where this version needs folders."""
+    for flag, path in (("--shards", shards), ("--runs", runs)):
+        if "://" in path:
+            raise ConfigError(f"{flag} {path}: this version reads and writes local folders only")

@@ -1,0 +1,95 @@
+"""The Ray cluster that a job runs on: joined where there is one, else a private one for the job alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import WorldStateError
+from pipeline.launch.paths import inside_ray_job
+from pipeline.launch.workers import Room
+
+TRAIN_ENVIRONMENT = {
+    # Seconds between two looks at the workers, and so the time until a dead one is noticed; 2 by default.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    # A lost node shall cost half a minute of waiting for its return, not a whole one.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    # Ray shows each print twice in a job's log otherwise.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # Once per process and no more: these lines are repeated by every worker otherwise.
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+@contextmanager
+def connected() -> Iterator[Room]:
+    """The cluster's room, connected to it for as long as the context is open.
+
+    RAY_ADDRESS is obeyed, which `ray job submit` sets. Without it a cluster of this process alone is
+    started on this machine, closed to everybody without its token, and gone with the process.
+    Raises WorldStateError where the address does not answer.
+    """
+    for name, value in TRAIN_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if not os.environ.get("RAY_ADDRESS"):
+        # Ray reads these when it is imported; by default it would leave a token in the home folder.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    import ray  # noqa: PLC0415 - after the environment that it reads, and after all cheap checks
+
+    # In a job Ray itself carries the working directory to the workers; elsewhere they import this copy.
+    root = Path(__file__).resolve().parents[2]
+    environment = None if inside_ray_job() else {"env_vars": {"PYTHONPATH": str(root)}}
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        ray.init(
+            address=address,
+            runtime_env=environment,
+            log_to_driver=False,  # rank 0's lines are shown by the driver, bare and once
+            logging_level=logging.WARNING,
+            include_dashboard=False if address == "local" else None,
+        )
+    except (ConnectionError, TimeoutError) as error:
+        raise WorldStateError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from error
+    try:
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's own
+        yield Room(cpus=int(resources.get("CPU", 0)), gpus=int(resources.get("GPU", 0)))
+    finally:
+        ray.shutdown()
+
+
+def check_shared(run_dir: Path, shards: str) -> None:
+    """Raises WorldStateError where a node that may get workers does not see the run's folder or shards.
+
+    A checkpoint on one node's own disk is lost with it, and another node would never find it.
+    """
+    import ray  # noqa: PLC0415 - only after `connected` has set the environment
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
+
+    everything = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own
+    nodes = [node for node in everything if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    here = ray.get_runtime_context().get_node_id()
+    probe = ray.remote(num_cpus=0)(_sees)
+    marker = run_dir / "lease"
+    answers = {
+        node["NodeManagerHostname"]: probe.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote([str(marker), shards])
+        for node in nodes
+        if node["NodeID"] != here
+    }
+    for host, answer in answers.items():
+        missing = ray.get(answer)
+        if missing:
+            raise WorldStateError(
+                f"node {host} does not see {missing[0]}: with more than one node --runs and --shards must be "
+                "on a file system that all of them mount"
+            )
+
+
+def _sees(paths: list[str]) -> list[str]:
+    return [path for path in paths if not Path(path).exists()]

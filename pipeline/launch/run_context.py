@@ -1,0 +1,129 @@
+"""The surroundings of one rank, kept in the run's folder: what Ray Train and torchrun both use.
+
+Rank 0 writes the journal; every rank hears a stop by a file in the run's folder, which reaches
+workers on other nodes wherever their checkpoints do.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.tracking.journal import Journal
+from pipeline.train.context import Phase
+from pipeline.world import World
+
+STOP_POLL_S = 0.5
+"""Least time between two looks for the stop file: a step of milliseconds must not pay for a stat."""
+
+
+class JournaledContext:
+    """The RunContext of one rank of one attempt, on a journal and a stop file in `run_dir`."""
+
+    def __init__(self, run_dir: Path, world: World, attempt: str, tracking: str = "") -> None:
+        self._world = world
+        self._attempt = attempt
+        self._tracking = tracking
+        self._journal = Journal(run_dir, attempt) if world.is_main else None
+        self._stop_file = stop_file(run_dir, attempt)
+        self._stop = False
+        self._last_look_s = -STOP_POLL_S
+        self._last_step = 0
+        self.phase_s: dict[Phase, float] = {}
+
+    @property
+    def world(self) -> World:
+        """The place of this rank among all."""
+        return self._world
+
+    @property
+    def attempt(self) -> str:
+        """The token of this attempt."""
+        return self._attempt
+
+    @property
+    def tracking(self) -> str:
+        """Where a person can browse the run."""
+        return self._tracking
+
+    @contextmanager
+    def phase(self, name: Phase) -> Iterator[None]:
+        """Add the time inside to the phase's total, which the journal gets when the context closes."""
+        start_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self.phase_s[name] = self.phase_s.get(name, 0.0) + time.monotonic() - start_s
+
+    def stop_requested(self) -> bool:
+        """True once the stop file was seen; looks at the disk at most every half second."""
+        now_s = time.monotonic()
+        if not self._stop and now_s - self._last_look_s >= STOP_POLL_S:
+            self._last_look_s = now_s
+            self._stop = self._stop_file.exists()
+        return self._stop
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Record scalars on rank 0."""
+        if self._journal:
+            self._last_step = step
+            self._journal.metrics(step, values)
+
+    def event(self, name: str, step: int, **fields: object) -> None:
+        """Record something that happened, on rank 0."""
+        if self._journal:
+            self._last_step = step
+            self._journal.event(name, step, **fields)
+
+    def picture(self, key: str, step: int, image_HW3: NDArray[np.uint8]) -> None:
+        """Record an RGB picture on rank 0."""
+        if self._journal:
+            self._journal.picture(key, step, image_HW3)
+
+    def table(self, key: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Record a small table on rank 0."""
+        if self._journal:
+            self._journal.table(key, step, columns, rows)
+
+    def close(self) -> None:
+        """Record how long each phase took, and close the journal."""
+        if self._journal:
+            seconds = {name: round(total_s, 3) for name, total_s in self.phase_s.items()}
+            self._journal.event("phases", self._last_step, seconds=seconds)
+            self._journal.close()
+
+
+def stop_file(run_dir: Path, attempt: str) -> Path:
+    """The file whose existence asks an attempt to stop at the end of its step."""
+    return run_dir / "log" / f"stop-{attempt}"
+
+
+def request_stop(run_dir: Path, attempt: str) -> None:
+    """Ask every rank of the attempt to stop, after a checkpoint, at the end of its step."""
+    path = stop_file(run_dir, attempt)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def log_file(run_dir: Path, attempt: str) -> Path:
+    """Where rank 0 of an attempt writes its log lines, for the driver to show."""
+    return run_dir / "log" / f"{attempt}.log"
+
+
+def log_to_file(path: Path | None) -> None:
+    """Send the pipeline's log lines to `path`; with None, keep all but warnings back."""
+    logger = logging.getLogger("pipeline")
+    logger.propagate = False
+    handler: logging.Handler = logging.StreamHandler()
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.WARNING if path is None else logging.INFO)

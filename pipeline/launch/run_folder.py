@@ -1,0 +1,123 @@
+"""The folder of a run: who may write to it, and whether what was typed is the run that it holds.
+
+`<runs>/<name>/` has checkpoints, journal, pictures, trace, log, config.json, result.json and
+report.html. One live job holds it at a time, by a lock that dies with its process; a name stands
+for one config, so running it again goes on with it or tells what it gave.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.errors import ConfigError, WorldStateError
+from pipeline.settings import config_hash, flatten, from_dict, to_dict
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def run_name(typed: str | None, config: Config) -> str:
+    """The typed name, or one made of the head's kind; raises ConfigError for one no folder can have."""
+    if typed is None:
+        return f"{config.model.head.kind}-{secrets.token_hex(2)}"
+    if not NAME.fullmatch(typed):
+        raise ConfigError(
+            f"--name {typed!r} must be 1 to 100 letters, digits, dots, dashes or underscores, "
+            "beginning with a letter or digit"
+        )
+    return typed
+
+
+@contextmanager
+def lease(run_dir: Path) -> Iterator[None]:
+    """Hold the run's folder, made if need be, for as long as the context is open.
+
+    Raises WorldStateError where another live job holds it. The lock belongs to the open file, so it
+    ends with this process, however that dies.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = (run_dir / "lease").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise WorldStateError(
+            f"cannot write to {run_dir}: {error.strerror}; choose another --runs"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise WorldStateError(
+                f"run {run_dir.name} is held by a live job ({file.read().strip() or 'just started'}); "
+                "wait for it, stop it, or choose another --name"
+            ) from error
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def claim(run_dir: Path, config: Config, recorded: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The recorded RESULT of a finished run with this config; None for one to start or go on with.
+
+    A new run's config.json is written, with `recorded` (such as the manifest's id) beside the
+    config. Raises WorldStateError, naming what differs, where the name stands for something else.
+    """
+    path = run_dir / "config.json"
+    wanted = dict(recorded) | {"config_hash": config_hash(config), "config": to_dict(config)}
+    if path.exists():
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            differences = _differences(held, wanted)
+        except (ValueError, KeyError, ConfigError) as error:
+            raise WorldStateError(f"{path} cannot be read ({error}); choose another --name") from error
+        if differences:
+            raise WorldStateError(
+                f"run {run_dir.name} was made with other settings ({'; '.join(differences)}); "
+                "type those, or choose another --name"
+            )
+    write_json(path, wanted)
+    result_path = run_dir / "result.json"
+    return dict(json.loads(result_path.read_text(encoding="utf-8"))) if result_path.exists() else None
+
+
+def recorded_config(path: Path) -> Config:
+    """The config of a run's config.json; raises ConfigError where there is none."""
+    try:
+        return from_dict(json.loads(path.read_text(encoding="utf-8"))["config"])
+    except FileNotFoundError as error:
+        raise ConfigError(f"--config {path}: no such file; a run's is RUNS/NAME/config.json") from error
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ConfigError(f"--config {path} is not a run's config.json ({error})") from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file that readers see whole or not at all."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """`name: held, not wanted` for each decisive value; what only says how to launch may change."""
+    if held["config_hash"] == wanted["config_hash"]:
+        pairs: dict[str, tuple[Any, Any]] = {}
+    else:
+        before, now = flatten(from_dict(held["config"])), flatten(from_dict(wanted["config"]))
+        pairs = {f"--{name}": (before[name], now[name]) for name in now}
+        pairs = {n: p for n, p in pairs.items() if not n.startswith(("--launch.", "--tracking."))}
+    for name in held.keys() - {"config", "config_hash"}:
+        pairs[name] = (held[name], wanted.get(name))
+    return [f"{name} {before}, now {now}" for name, (before, now) in pairs.items() if before != now]
