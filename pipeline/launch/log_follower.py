@@ -16,8 +16,8 @@ POLL_S = 0.2
 class LogFollower:
     """Logs the lines of a growing file, which need not exist yet, until the context closes.
 
-    `begun` is called once, before the first line. A file rather than a pipe: it works across nodes that share the run's folder, outlives the
-    driver, and stays with the run.
+    `begun` is called once, before the first line. A file rather than a pipe: it works across nodes
+    that share the run's folder, outlives the driver, and stays with the run.
     """
 
     def __init__(self, path: Path, begun: Callable[[], None]) -> None:

@@ -14,7 +14,7 @@ import re
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,31 +63,40 @@ def lease(run_dir: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        yield
-
-
-def claim(run_dir: Path, config: Config, recorded: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The recorded RESULT of a finished run with this config; None for one to start or go on with.
-
-    A new run's config.json is written, with `recorded` (such as the manifest's id) beside the
-    config. Raises WorldStateError, naming what differs, where the name stands for something else.
-    """
-    path = run_dir / "config.json"
-    wanted = dict(recorded) | {"config_hash": config_hash(config), "config": to_dict(config)}
-    if path.exists():
         try:
-            held = json.loads(path.read_text(encoding="utf-8"))
-            differences = _differences(held, wanted)
-        except (ValueError, KeyError, ConfigError) as error:
-            raise WorldStateError(f"{path} cannot be read ({error}); choose another --name") from error
-        if differences:
-            raise WorldStateError(
-                f"run {run_dir.name} was made with other settings ({'; '.join(differences)}); "
-                "type those, or choose another --name"
-            )
-    write_json(path, wanted)
-    result_path = run_dir / "result.json"
-    return dict(json.loads(result_path.read_text(encoding="utf-8"))) if result_path.exists() else None
+            yield
+        finally:
+            if not (run_dir / "config.json").exists():  # nothing began: leave no empty run behind
+                (run_dir / "lease").unlink(missing_ok=True)
+                with suppress(OSError):
+                    run_dir.rmdir()
+
+
+def identity(config: Config, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's name stands for, as config.json has it; `recorded` is, say, the manifest's id."""
+    return dict(recorded) | {"config_hash": config_hash(config), "config": to_dict(config)}
+
+
+def refuse_other_run(run_dir: Path, wanted: Mapping[str, Any]) -> None:
+    """Raises WorldStateError, naming what differs, where training began here as something else."""
+    path = run_dir / "config.json"
+    if not path.exists():
+        return
+    try:
+        differences = _differences(json.loads(path.read_text(encoding="utf-8")), wanted)
+    except (ValueError, KeyError, ConfigError) as error:
+        raise WorldStateError(f"{path} cannot be read ({error}); choose another --name") from error
+    if differences:
+        raise WorldStateError(
+            f"run {run_dir.name} was made with other settings ({'; '.join(differences)}); "
+            "type those, or choose another --name"
+        )
+
+
+def finished_result(run_dir: Path) -> dict[str, Any] | None:
+    """The RESULT of a run that was finished, or None."""
+    path = run_dir / "result.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def recorded_config(path: Path) -> Config:

@@ -1,0 +1,151 @@
+"""The train job: from what was typed to a RESULT, cheap checks first.
+
+Whatever can be refused is refused before Ray is started, and whatever Ray's resources decide before
+a worker is. `jobs/train_cityscapes.py` is its command.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.launch.command_line import parse_with_settings
+from pipeline.launch.job import Result
+from pipeline.launch.paths import resolve_path
+from pipeline.launch.preflight import check_local_paths, check_run
+from pipeline.launch.ray_cluster import check_shared, connected
+from pipeline.launch.run_folder import (
+    finished_result,
+    identity,
+    lease,
+    recorded_config,
+    refuse_other_run,
+    run_name,
+    write_json,
+)
+from pipeline.launch.stop_signals import StopSignals
+from pipeline.launch.workers import plan_workers
+from pipeline.recipes import recipe
+from pipeline.settings import with_settings
+
+_log = logging.getLogger(__name__)
+
+FIELDS = (
+    "miou", "pixel_accuracy", "step", "samples_per_s", "data_wait_share", "run_id", "tracking_uri",
+    "model_uri", "checkpoint", "shards", "report", "restarts", "quarantined",
+)  # fmt: skip
+"""The train job's own keys of its RESULT line."""
+
+NOT_YET = ("--init-from", "--extend")
+"""Flags of the interface that this version does not have."""
+
+
+@dataclass(frozen=True)
+class TrainFlags:
+    """Train a segmentation network on packed shards; evaluate, record and register it."""
+
+    shards: str
+    """Folder of the packed data set (its manifest.json lies there)."""
+    recipe: str | None = None
+    """Settings to begin from: laptop (the default), camvid, cityscapes-r50, cityscapes-r101."""
+    config: str | None = None
+    """config.json of a recorded run, to repeat it; instead of --recipe."""
+    name: str | None = None
+    """Name of the run; the same name again goes on with it. One is made up without it."""
+    workers: int | None = None
+    """Ranks; one a GPU, or up to two on CPUs, without it."""
+    runs: str = "~/ccs-runs"
+    """Folder of all runs: checkpoints, MLflow's database and artifacts, reports."""
+    register: str | None = None
+    """Name to register the best model under, instead of the recipe's."""
+    preflight_only: bool = False
+    """Check everything that can be checked, then end without training."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was typed, resolved."""
+
+    config: Config
+    shards: str
+    runs_dir: Path
+    name: str
+    workers: int | None
+    preflight_only: bool
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's own folder."""
+        return self.runs_dir / self.name
+
+
+def read_request(argv: Sequence[str]) -> Request:
+    """The request that was typed; raises ConfigError, one line."""
+    for token in argv:
+        if token.partition("=")[0] in NOT_YET:
+            raise ConfigError(f"{token.partition('=')[0]} is not in this version yet; train without it")
+    flags, config = parse_with_settings(TrainFlags, argv, _base_config)
+    if flags.register is not None:
+        config = with_settings(config, {"tracking.registered_model": flags.register})
+    shards, runs = resolve_path("--shards", flags.shards), resolve_path("--runs", flags.runs)
+    check_local_paths(shards, runs)
+    name = run_name(flags.name, config)
+    return Request(config, shards, Path(runs), name, flags.workers, flags.preflight_only)
+
+
+def train(result: Result, argv: Sequence[str]) -> None:
+    """Runs the train job, filling in its RESULT; raises a PipelineError for what cannot be."""
+    request = read_request(argv)
+    result["shards"] = request.shards
+    checked = check_run(request.config, request.shards, request.run_dir)
+    wanted = identity(request.config, {"manifest_id": checked.manifest_id})
+    with lease(request.run_dir), StopSignals() as signals:
+        refuse_other_run(request.run_dir, wanted)
+        finished = finished_result(request.run_dir)
+        if finished is not None:
+            result.update(finished)
+            _log.info("[done]  run=%s is finished already, with these settings: nothing to do", request.name)
+            return
+        with connected() as room:
+            workers = plan_workers(request.workers, request.config, room)
+            check_shared(request.run_dir, request.shards)
+            if request.preflight_only:
+                _log.info(
+                    "[preflight] %d samples, %.1fM parameters, %d workers on %s: ready to train",
+                    checked.num_samples, checked.parameters / 1e6, workers.num,
+                    "GPUs" if workers.use_gpu else "CPUs",
+                )  # fmt: skip
+                return
+            write_json(request.run_dir / "config.json", wanted)
+            # Ray and MLflow take seconds to import, and read an environment that is set by now.
+            from pipeline.launch.train_run import train_run  # noqa: PLC0415
+
+            train_run(request, workers, signals, result)
+    result["status"] = "ok"
+
+
+def git_commit() -> str:
+    """The commit of this code: from the environment in a job, whose copy has no .git; else from git."""
+    if "CCS_GIT_COMMIT" in os.environ:
+        return os.environ["CCS_GIT_COMMIT"]
+    root = Path(__file__).resolve().parents[2]
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def _base_config(flags: TrainFlags) -> Config:
+    if flags.config is None:
+        return recipe(flags.recipe or "laptop")
+    if flags.recipe is not None:
+        raise ConfigError("--recipe and --config both say what to begin from; leave out one of them")
+    return recorded_config(Path(resolve_path("--config", flags.config)))
