@@ -1,0 +1,83 @@
+"""What the driver's machine is doing, sampled for MLflow's "System metrics" tab.
+
+MLflow's own monitor sends from its sampling thread and gives up after a few failures; here samples
+wait in memory, so an outage of the server costs none of them. Workers on other nodes are not seen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import psutil
+from mlflow.entities import Metric
+from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+
+KEPT_SAMPLES = 5000
+"""Most samples that wait for a server; the oldest are dropped after that."""
+
+
+class SystemSampler:
+    """Samples CPU, memory, disk, network and (where its driver answers) each GPU."""
+
+    def __init__(self, folder: Path, interval_s: float = 10.0) -> None:
+        self._folder = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+        self._interval_s = interval_s
+        self._next_s = 0.0
+        self._waiting: deque[tuple[int, dict[str, float]]] = deque(maxlen=KEPT_SAMPLES)
+        self._received, self._transmitted = _network_megabytes()
+        self._gpu = _gpu_monitor()
+        psutil.cpu_percent()  # the first call has no interval to speak of and returns 0
+
+    def sample(self) -> None:
+        """Take a sample where one is due; returns at once."""
+        if time.monotonic() < self._next_s:
+            return
+        self._next_s = time.monotonic() + self._interval_s
+        memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(self._folder))
+        received, transmitted = _network_megabytes()
+        values = {
+            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "system_memory_usage_megabytes": memory.used / 1e6,
+            "system_memory_usage_percentage": memory.percent,
+            "disk_usage_percentage": disk.percent,
+            "disk_available_megabytes": disk.free / 1e6,
+            "network_receive_megabytes": received - self._received,
+            "network_transmit_megabytes": transmitted - self._transmitted,
+        }
+        if self._gpu is not None:
+            self._gpu.collect_metrics()
+            values |= self._gpu.aggregate_metrics()
+            self._gpu.clear_metrics()
+        self._waiting.append((int(time.time() * 1000), {f"system/{k}": float(v) for k, v in values.items()}))
+
+    def waiting(self, first_step: int) -> list[Metric]:
+        """The samples not yet sent, numbered from `first_step`."""
+        return [
+            Metric(key, value, time_ms, first_step + number)
+            for number, (time_ms, values) in enumerate(self._waiting)
+            for key, value in values.items()
+        ]
+
+    def clear(self) -> int:
+        """Forget the waiting samples, since they were sent; returns how many there were."""
+        count = len(self._waiting)
+        self._waiting.clear()
+        return count
+
+
+def _network_megabytes() -> tuple[float, float]:
+    """Received and transmitted since boot; zeros in a container without interfaces."""
+    counters = psutil.net_io_counters()
+    return (counters.bytes_recv / 1e6, counters.bytes_sent / 1e6) if counters else (0.0, 0.0)
+
+
+def _gpu_monitor() -> Any:  # noqa: ANN401 - a class without type hints
+    """MLflow's monitor of NVIDIA GPUs, or None without `nvidia-ml-py` or without a GPU."""
+    try:
+        monitor: Any = GPUMonitor
+        return monitor()
+    except (ImportError, RuntimeError):
+        return None
