@@ -63,14 +63,15 @@ class AllRankBatchNorm(nn.BatchNorm2d):
         assert self.momentum is not None and self.num_batches_tracked is not None  # noqa: PT018
         # Half precision would lose the statistics; float64 stays what it is.
         wide = input if input.dtype == torch.float64 else input.float()
-        normal, mean_C, var_C, total = _Normalize.apply(wide, self.eps)  # type: ignore[no-untyped-call]
+        normal, mean_C, var_C, total = _Normalize.apply(wide, self.eps)  # type: ignore[no-untyped-call]  # torch's
         with torch.no_grad():
             self.num_batches_tracked += 1
             unbiased_C = var_C * (total / (total - 1).clamp(min=1))
             self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), self.momentum)
             self.running_var.lerp_(unbiased_C.to(self.running_var.dtype), self.momentum)
         output = normal * self.weight[:, None, None] + self.bias[:, None, None]
-        return output.to(input.dtype)
+        narrowed: Tensor = output.to(input.dtype)
+        return narrowed
 
 
 def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:

@@ -16,7 +16,7 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
     multiplies it with a factor that rises from 1/100.
     """
     share = min(step / total_steps, 1.0)
-    rate = (config.lr - config.min_lr) * (1.0 - share) ** config.poly_power + config.min_lr
+    rate: float = (config.lr - config.min_lr) * (1.0 - share) ** config.poly_power + config.min_lr
     if step < config.warmup_steps:
         rate *= 0.01 + 0.99 * step / config.warmup_steps
     return rate
@@ -52,9 +52,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 class Ema:
     """An exponential average of the weights, with the latest buffers, in a model of its own."""
 
-    def __init__(self, model: nn.Module, averaged: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, averaged: Segmenter, decay: float) -> None:
         """Start `averaged` (same architecture) from `model`'s weights; decay in (0, 1)."""
-        self.averaged = averaged.eval().requires_grad_(False)
+        self.averaged: Segmenter = averaged.eval().requires_grad_(False)
         self.decay = decay
         averaged.load_state_dict(model.state_dict())
 
@@ -62,7 +62,7 @@ class Ema:
     def update(self, model: nn.Module, step: int) -> None:
         """Follow `model` after optimizer step `step` (1-based); early steps are followed faster."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averaged = list(self.averaged.parameters())
+        averaged = [p.data for p in self.averaged.parameters()]
         current = [p.detach() for p in model.parameters()]
         torch._foreach_lerp_(averaged, current, 1.0 - decay)
         for mine, theirs in zip(self.averaged.buffers(), model.buffers(), strict=True):

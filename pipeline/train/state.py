@@ -15,6 +15,8 @@ class TrainState:
     """Samples consumed over all ranks and epochs: the only state of the data."""
     best_miou: float | None = None
     """Best mIoU of an evaluation so far."""
+    best_pixel_accuracy: float | None = None
+    """Pixel accuracy of that evaluation."""
     best_step: int | None = None
     """Step of that evaluation."""
 
@@ -23,9 +25,9 @@ class TrainState:
         self.step += 1
         self.position += num_samples
 
-    def note_score(self, miou: float) -> bool:
+    def note_score(self, miou: float, pixel_accuracy: float) -> bool:
         """Remember an evaluation; True when it is the best so far (a tie keeps the earlier one)."""
         if self.best_miou is not None and miou <= self.best_miou:
             return False
-        self.best_miou, self.best_step = miou, self.step
+        self.best_miou, self.best_pixel_accuracy, self.best_step = miou, pixel_accuracy, self.step
         return True

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import HeadConfig, OptimConfig, TrainConfig
+from pipeline.config import Config, TrainConfig
 from pipeline.data.loader import Batch
 from pipeline.model.losses import Denominators, LossTerms, count_labels, segmentation_losses
 from pipeline.model.segmenter import Segmenter
@@ -32,7 +32,7 @@ class MicroBatch:
     image_B3HW: Tensor
     """RGB, uint8, in channels-last memory."""
     label_BHW: Tensor
-    """Train ids, int64, 255 ignored."""
+    """Train ids, uint8, 255 ignored."""
     position: int
     """First of this rank's positions: seeds the dropout."""
 
@@ -55,7 +55,7 @@ def to_device(batch: Batch, device: torch.device) -> MicroBatch:
         image_BHW3, label_BHW = image_BHW3.pin_memory(), label_BHW.pin_memory()
     return MicroBatch(
         image_B3HW=image_BHW3.to(device, non_blocking=True).permute(0, 3, 1, 2),
-        label_BHW=label_BHW.to(device, non_blocking=True).long(),
+        label_BHW=label_BHW.to(device, non_blocking=True),
         position=batch.positions[0],
     )
 
@@ -63,7 +63,7 @@ def to_device(batch: Batch, device: torch.device) -> MicroBatch:
 def supports_bfloat16(device: torch.device) -> bool:
     """True where bfloat16 products run in hardware, so that an autocast to it is faster."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     features = torch.cpu.get_capabilities()
     return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
 
@@ -78,21 +78,20 @@ def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManage
 class StepRunner:
     """Runs optimizer steps and keeps, on the device, what the curves will ask for."""
 
-    def __init__(  # noqa: PLR0913 - the parts of a step, each named once
+    def __init__(
         self,
         model: Segmenter,
         optimizer: torch.optim.Optimizer,
         reduction: GradientReduction,
         *,
-        head: HeadConfig,
-        optim: OptimConfig,
-        train: TrainConfig,
+        num_classes: int,
+        config: Config,
         world: World,
         device: torch.device,
     ) -> None:
         self._model, self._optimizer, self._reduction = model, optimizer, reduction
-        self._head, self._optim, self._train = head, optim, train
-        self._world, self._device = world, device
+        self._num_classes, self._world, self._device = num_classes, world, device
+        self._head, self._optim, self._train = config.model.head, config.optim, config.train
         self._terms = torch.zeros(len(LossTerms._fields), device=device, dtype=torch.float64)
         self._grad_norm = torch.zeros((), device=device, dtype=torch.float64)
         self._num_non_finite = torch.zeros((), device=device, dtype=torch.float64)
@@ -101,16 +100,13 @@ class StepRunner:
         """Reduce label counts and the wish to stop over ranks; one small collective a step."""
         local = torch.zeros(len(Denominators._fields) + 1, device=self._device, dtype=torch.float64)
         for micro in micro_batches:
-            height, width = self._model.feature_size(*micro.label_BHW.shape[1:])
+            _, *size = micro.label_BHW.shape
+            height, width = self._model.feature_size(*size)
             counts = count_labels(micro.label_BHW, height, width, self._num_classes, self._head.n_min)
             local[:-1] += torch.stack(list(counts))
         local[-1] = float(stop_requested)
         total = all_reduce_sum(local, self._world)
         return Agreement(Denominators(*total[:-1].unbind()), total[-1])
-
-    @property
-    def _num_classes(self) -> int:
-        return self._model.num_classes
 
     def step(self, micro_batches: Sequence[MicroBatch], denominators: Denominators, step: int) -> None:
         """Do optimizer step `step` (0-based) on this rank's micro-batches of the global batch."""

@@ -1,0 +1,151 @@
+"""`fit()`: the training loop, a straight line. Start reading here.
+
+The same function runs under pytest, torchrun and Ray Train. Training ends by step count; every rank
+does the same collectives the same number of times; all progress is in one `TrainState`, and what a
+resumed run does is what the undisturbed one would have done.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipeline.config import Config
+from pipeline.errors import NonFiniteLossError
+from pipeline.train import metrics
+from pipeline.train.context import RunContext
+from pipeline.train.evaluate import evaluate, scene_pictures
+from pipeline.train.metrics import Scores
+from pipeline.train.profile import StepProfiler
+from pipeline.train.reduce import broadcast_buffers
+from pipeline.train.run import Run, assemble, save
+from pipeline.train.step import to_device
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How an attempt ended; plain values."""
+
+    status: str
+    """`ok`, or `preempted`: stopped on request after a checkpoint."""
+    step: int
+    """Optimizer steps done."""
+    miou: float | None
+    """Best validation mIoU."""
+    pixel_accuracy: float | None
+    """Pixel accuracy of the same evaluation."""
+    best_step: int | None
+    """Step of the same evaluation."""
+    samples_per_s: float
+    """Training speed of this attempt over all ranks."""
+    data_wait_share: float
+    """Share of this attempt's training time that rank 0 waited for data."""
+
+
+def fit(config: Config, shards: str, run_dir: Path, context: RunContext) -> FitResult:
+    """Train until `config.train.steps`, going on from the newest checkpoint of `run_dir`.
+
+    With several ranks the default process group must be there; all ranks see the same `run_dir`.
+    Raises the errors of its parts, and NonFiniteLossError before a broken state can be saved.
+    """
+    with context.phase("start"):
+        run = assemble(config, shards, run_dir, context)
+        state, total = run.state, config.train.steps
+        context.event("start", state.step, world_size=context.world.size, position=state.position)
+        batches = run.loader.batches(state.position)
+        profiler = StepProfiler(config.train.profile_steps, state.step, run_dir / "trace", context.world)
+        stop_wanted = torch.zeros((), device=run.device)
+        stopping = False
+    while state.step < total and not stopping:
+        with context.phase("data"):
+            begin_s = time.perf_counter()
+            micro_batches = [next(batches) for _ in range(config.train.accumulation)]
+            run.progress.waited(time.perf_counter() - begin_s)
+        with context.phase("step"):
+            on_device = [to_device(batch, run.device) for batch in micro_batches]
+            agreement = run.runner.agree(on_device, context.stop_requested())
+            run.runner.step(on_device, agreement.denominators, state.step)
+            state.advance(config.train.batch_global)
+            if run.ema:
+                run.ema.update(run.model, state.step)
+            profiler.step()
+            # The wish of the step before: by now it has arrived, so reading it waits for nothing.
+            stopping, stop_wanted = bool(stop_wanted), agreement.stop
+        last = state.step == total
+        evaluate_due = last or state.step % config.train.evaluate_every == 0
+        save_due = last or stopping or state.step % config.train.checkpoint_every == 0
+        if evaluate_due or save_due or state.step % config.train.metrics_every == 0:
+            _record(run)
+        if evaluate_due:
+            _evaluate_and_save(run, save_due)
+        elif save_due:
+            with context.phase("checkpoint"):
+                run.progress.paused(save(run, miou=None))
+    with context.phase("finish"):
+        batches.close()
+        profiler.close()
+    stopped = state.step < total
+    if stopped:
+        context.event("stop", state.step)
+    return FitResult(
+        "preempted" if stopped else "ok", state.step, state.best_miou, state.best_pixel_accuracy,
+        state.best_step, run.progress.samples_per_s(state), run.progress.wait_share(),
+    )  # fmt: skip
+
+
+def _record(run: Run) -> None:
+    """Write a point of the curves; refuse to go on once the loss or a gradient was not finite."""
+    values = run.runner.summary(run.progress.window_wait_share())
+    if values.pop(metrics.NON_FINITE) > 0:
+        raise NonFiniteLossError(
+            f"the loss or a gradient became NaN or infinite by step {run.state.step} "
+            f"(loss {values[metrics.LOSS]:.3g}, gradient norm {values[metrics.GRADIENT_NORM]:.3g}); "
+            f"try a smaller --optim.lr than {run.config.optim.lr:g}, or --optim.clip_norm 1"
+        )
+    values[metrics.SAMPLES_PER_S] = run.progress.samples_per_s(run.state)
+    run.context.metrics(run.state.step, values)
+    run.progress.step_line(run.state, values)
+
+
+def _evaluate_and_save(run: Run, save_due: bool) -> None:
+    """Score the weights as they are; keep them where they are the best so far, or a save is due."""
+    begin_s = time.perf_counter()
+    with run.context.phase("evaluate"):
+        result = _evaluate(run)
+        improved = run.state.note_score(result.miou, result.pixel_accuracy)
+    stall_s = None
+    if improved or save_due:
+        with run.context.phase("checkpoint"):
+            stall_s = save(run, result.miou)
+            run.context.metrics(run.state.step, {metrics.CHECKPOINT_STALL_S: stall_s})
+    run.progress.val_line(run.state, result, run.validation.classes.names, stall_s)
+    run.progress.paused(time.perf_counter() - begin_s)
+
+
+def _evaluate(run: Run) -> Scores:
+    """Evaluate on all ranks and record scores, per-class table, confusion matrix and pictures."""
+    context, step, classes = run.context, run.state.step, run.validation.classes
+    model, data = run.evaluated_model, run.config.data
+    size = data.input_height, data.input_width
+    broadcast_buffers(model, context.world)
+    confusion_KK, result = evaluate(
+        model, run.validation, size, context.world, run.device,
+        batch_size=run.config.train.eval_batch_per_rank, loader_workers=data.loader_workers,
+    )  # fmt: skip
+    scored = {name: iou for name, iou in zip(classes.names, result.iou, strict=True) if iou is not None}
+    values = {metrics.VAL_MIOU: result.miou, metrics.VAL_PIXEL_ACCURACY: result.pixel_accuracy}
+    context.metrics(step, values | {metrics.VAL_IOU.format(name): iou for name, iou in scored.items()})
+    pixels_K = confusion_KK.sum(1).tolist()
+    rows = [[name, iou, n] for name, iou, n in zip(classes.names, result.iou, pixels_K, strict=True)]
+    context.table(metrics.IOU_TABLE, step, ["class", "iou", "labelled_pixels"], rows)
+    columns = ["label", *classes.names]
+    rows = [[name, *row] for name, row in zip(classes.names, confusion_KK.tolist(), strict=True)]
+    context.table(metrics.CONFUSION_TABLE, step, columns, rows)
+    if context.world.is_main:
+        pictures = scene_pictures(model, run.validation, run.config.train.pictures, size, run.device)
+        for index, picture_HW3 in enumerate(pictures):
+            context.picture(metrics.PICTURE.format(index), step, picture_HW3)
+    return result

@@ -1,0 +1,186 @@
+"""The parts of a run on one rank, put together from a config, and how they are saved and restored."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.config import Config
+from pipeline.data.dataset import ShardDataset
+from pipeline.data.loader import TrainLoader
+from pipeline.errors import CheckpointError, WorldStateError
+from pipeline.model.segmenter import Segmenter, build_segmenter
+from pipeline.settings import config_hash, to_dict
+from pipeline.train import checkpoint
+from pipeline.train.batch_norm import synchronize_batch_norm
+from pipeline.train.checkpoint import ModelCard
+from pipeline.train.context import RunContext
+from pipeline.train.optim import Ema, build_optimizer
+from pipeline.train.progress import Progress
+from pipeline.train.reduce import broadcast_object, build_reduction
+from pipeline.train.state import TrainState
+from pipeline.train.step import StepRunner
+from pipeline.world import World
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """One rank's share of a run, after `assemble`."""
+
+    config: Config
+    run_dir: Path
+    context: RunContext
+    device: torch.device
+    model: Segmenter
+    ema: Ema | None
+    optimizer: torch.optim.Optimizer
+    runner: StepRunner
+    loader: TrainLoader
+    validation: ShardDataset
+    state: TrainState
+    progress: Progress
+
+    @property
+    def evaluated_model(self) -> Segmenter:
+        """What is scored and registered: the averaged weights where EMA is on."""
+        return self.ema.averaged if self.ema else self.model
+
+
+def pick_device(use_gpu: str, world: World) -> torch.device:
+    """The GPU of this rank among the visible ones, or the CPU."""
+    if use_gpu == "no" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", world.local_rank % torch.cuda.device_count())
+
+
+def assemble(config: Config, shards: str, run_dir: Path, context: RunContext) -> Run:
+    """Build everything and restore the newest checkpoint of `run_dir`. A collective."""
+    world = context.world
+    device = pick_device(config.launch.use_gpu, world)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # crops and pictures come in few sizes
+    training = ShardDataset.open(shards, config.data.train_split)
+    validation = ShardDataset.open(shards, config.data.val_split)
+    loader = TrainLoader(
+        training, config.data, config.train.seed, world, config.train.micro_batch_per_rank(world.size)
+    )
+    model = _build_model(config, training.classes.num_classes, world, device)
+    ema = None
+    if config.train.ema_decay:
+        averaged = _build_model(config, training.classes.num_classes, world, device)
+        ema = Ema(model, averaged, config.train.ema_decay)
+    optimizer = build_optimizer(config.optim, model)
+    state = _restore(config, run_dir, world, model, ema, optimizer, loader)
+    reduction = build_reduction(model, world, device)
+    runner = StepRunner(
+        model, optimizer, reduction,
+        num_classes=training.classes.num_classes, config=config, world=world, device=device,
+    )  # fmt: skip
+    progress = Progress(config, world, state)
+    num_parameters = sum(p.numel() for p in model.parameters())
+    progress.header(run_dir.name, training, num_parameters, context.tracking, device.type)
+    return Run(
+        config, run_dir, context, device, model, ema, optimizer, runner, loader, validation, state, progress,
+    )  # fmt: skip
+
+
+def _build_model(config: Config, num_classes: int, world: World, device: torch.device) -> Segmenter:
+    torch.manual_seed(config.train.seed)
+    model = build_segmenter(config.model, num_classes)
+    if config.train.sync_batch_norm and world.size > 1:
+        synchronize_batch_norm(model, device)
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model.to(device)
+
+
+def _restore(
+    config: Config, run_dir: Path, world: World, model: Segmenter, ema: Ema | None,
+    optimizer: torch.optim.Optimizer, loader: TrainLoader,
+) -> TrainState:  # fmt: skip
+    """Fill model, EMA and optimizer from the newest whole checkpoint; rank 0 chooses it for all."""
+    if world.is_main:
+        checkpoint.remove_uncommitted(run_dir)
+    folder = broadcast_object(checkpoint.newest_checkpoint(run_dir) if world.is_main else None, world)
+    if folder is None:
+        return TrainState()
+    recorded = checkpoint.read_checkpoint(folder).state
+    TrainLoader.refuse_other_order(recorded["order"], loader.order())
+    try:
+        model.load_state_dict(checkpoint.read_tensors(folder, checkpoint.WEIGHTS))
+        if ema:
+            ema.averaged.load_state_dict(checkpoint.read_tensors(folder, checkpoint.AVERAGED))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{folder} holds another model than the config asks for; take another --name, "
+            f"or the settings of that run ({' '.join(str(error).split())[:200]})"
+        ) from error
+    checkpoint.restore_optimizer(model, optimizer, checkpoint.read_tensors(folder, checkpoint.OPTIMIZER))
+    return TrainState(**recorded["progress"])
+
+
+def save(run: Run, miou: float | None) -> float:
+    """Write a checkpoint of the state as it is, and return the seconds that training stood still.
+
+    `miou` is the validation score of exactly these weights. Rank 0 writes; the others go on.
+    Raises WorldStateError where the disk refuses; then no COMMIT was written.
+    """
+    if not run.context.world.is_main:
+        return 0.0
+    begin_s = time.perf_counter()
+    folder = run.run_dir / "checkpoints" / f"step_{run.state.step:08d}-{run.context.attempt}"
+    try:
+        checkpoint.write_checkpoint(folder, _tensors(run), _card(run, miou), _state(run))
+        checkpoint.prune(run.run_dir, run.config.train.keep_last, run.state.best_step)
+    except OSError as error:
+        raise WorldStateError(
+            f"cannot write the checkpoint {folder}: {error.strerror or error}; make room or take another "
+            "--runs, then run the same command again to go on from the checkpoint before"
+        ) from error
+    run.context.event("commit", run.state.step, checkpoint=folder.name)
+    return time.perf_counter() - begin_s
+
+
+def _tensors(run: Run) -> dict[str, dict[str, Tensor]]:
+    tensors = {
+        checkpoint.WEIGHTS: run.model.state_dict(),
+        checkpoint.OPTIMIZER: checkpoint.optimizer_tensors(run.model, run.optimizer),
+    }
+    if run.ema:
+        tensors[checkpoint.AVERAGED] = run.ema.averaged.state_dict()
+    return tensors
+
+
+def _card(run: Run, miou: float | None) -> ModelCard:
+    return ModelCard(
+        model=run.config.model,
+        classes=run.validation.classes,
+        input_height=run.config.data.input_height,
+        input_width=run.config.data.input_width,
+        manifest_id=run.validation.manifest.id,
+        step=run.state.step,
+        miou=miou,
+    )
+
+
+def _state(run: Run) -> dict[str, object]:
+    return {
+        "progress": asdict(run.state),
+        "order": run.loader.order(),
+        "config": to_dict(run.config),
+        "config_hash": config_hash(run.config),
+        "world_size": run.context.world.size,
+        "attempt": run.context.attempt,
+        "versions": {"torch": torch.__version__, "numpy": np.__version__, "opencv": cv2.__version__},
+    }

@@ -1,0 +1,74 @@
+"""Loss and every gradient of 2 and 3 ranks are those of 1 rank on the same global batch (float64)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+WORKER = Path(__file__).with_name("gradient_worker.py")
+ROOT = Path(__file__).parents[2]
+HEADS = {
+    "ccs": {"kind": "ccs", "n_min": 1},
+    "ccs-through-centers": {
+        "kind": "ccs",
+        "fusion": "gate",
+        "detach_center": False,
+        "learn_tau": True,
+        "p": 1,
+    },
+    "plain": {"kind": "plain"},
+}
+
+
+WORLD_SIZES = (2, 3)
+
+
+def run_ranks(size: int, folder: Path, cases: dict) -> dict:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, WORKER, str(rank), str(size), folder, json.dumps(cases)], env=environment
+        )
+        for rank in range(size)
+    ]
+    assert [rank.wait(timeout=240) for rank in ranks] == [0] * size
+    return torch.load(folder / f"world{size}.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict[int, dict]:
+    """By world size, by case: (head, world size that the labels are hard for)."""
+    folder = tmp_path_factory.mktemp("ranks")
+    cases = {
+        size: {f"{name}-{size}": {"head": head, "ignored_modulus": size} for name, head in HEADS.items()}
+        for size in WORLD_SIZES
+    }
+    one = run_ranks(1, folder, {name: case for group in cases.values() for name, case in group.items()})
+    return {1: one} | {size: run_ranks(size, folder, cases[size]) for size in WORLD_SIZES}
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("head", HEADS)
+def test_ranks_together_compute_what_one_rank_computes(results, head, world_size):
+    # Accumulation 2, SyncBatchNorm, unequal valid counts, one rank all 255, a class on one rank only.
+    one, many = results[1][f"{head}-{world_size}"], results[world_size][f"{head}-{world_size}"]
+
+    assert many["stop"] == 1.0
+    for name, value in one["summary"].items():
+        assert many["summary"][name] == pytest.approx(value, rel=1e-10, abs=1e-12), name
+    assert one["grads"].keys() == many["grads"].keys()
+    largest = max(gradient.abs().max() for gradient in one["grads"].values())
+    for name, gradient in one["grads"].items():
+        torch.testing.assert_close(many["grads"][name], gradient, rtol=1e-8, atol=1e-11 * largest, msg=name)
+    for name, value in one["state"].items():  # weights after the step, BatchNorm's running statistics
+        torch.testing.assert_close(many["state"][name], value, rtol=1e-8, atol=1e-11, msg=name)
+    # The comparison is not empty: every parameter received a gradient, every loss term is at work.
+    idle = [name for name, gradient in one["grads"].items() if not gradient.abs().max() > 0]
+    assert idle == []
+    terms = ["train/loss_ce", "train/loss_coarse"]
+    terms += [] if head == "plain" else ["train/loss_inter", "train/loss_intra"]
+    assert all(one["summary"][term] > 0 for term in terms)
