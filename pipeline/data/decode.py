@@ -8,6 +8,7 @@ ids. An orientation tag is ignored: labels are drawn on the stored grid.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import cv2
@@ -66,6 +67,27 @@ def decode_gray(data: bytes, name: str) -> NDArray[np.uint8]:
     if picture.ndim != 2:  # a transparency chunk makes OpenCV add channels
         raise DatasetError(f"{name} has transparency; save the label as plain 8-bit grey PNG")
     return picture
+
+
+def refuse_broken_png(data: bytes, name: str) -> None:
+    """Raises DatasetError where a PNG's chunks are cut short or differ from their CRC.
+
+    Decoders disagree on how much of a broken file they show, so this is asked before one is tried.
+    Anything that is not a PNG passes.
+    """
+    at = len(_PNG)
+    while data.startswith(_PNG):
+        length = int.from_bytes(data[at : at + 4], "big")
+        kind, end = data[at + 4 : at + 8], at + 8 + length
+        if len(data) < end + 4:
+            raise DatasetError(f"{name} is a broken PNG: cut short after {len(data)} bytes; replace it")
+        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise DatasetError(
+                f"{name} is a broken PNG: the bytes from {at} differ from their CRC; replace it"
+            )
+        if kind == b"IEND":
+            return
+        at = end + 4
 
 
 def decode_image(data: bytes, entry: SampleEntry, shard: str) -> NDArray[np.uint8]:

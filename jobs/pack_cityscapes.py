@@ -1,0 +1,48 @@
+"""Pack a tree in Cityscapes' layout: `python jobs/pack_cityscapes.py --root TREE --out DIR`; see --help."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout or the job's copy of it
+
+from pipeline.data.cityscapes_tree import TreeError
+from pipeline.data.pack import PackReport, pack_cityscapes
+from pipeline.launch.command_line import parse_flags
+from pipeline.launch.job import Result, run_job
+from pipeline.launch.paths import resolve_path
+
+
+@dataclass(frozen=True)
+class Flags:
+    """A tree with leftImg8bit/ and gtFine/ → WebDataset shards with a manifest."""
+
+    root: str
+    """Folder that holds leftImg8bit/<split>/<city>/ and gtFine/<split>/<city>/."""
+    out: str
+    """Folder for the shards: new, empty, or packed from this tree before (then what lacks is added)."""
+    splits: tuple[str, ...] = ("train", "val")
+    """Splits to pack."""
+
+
+def pack(result: Result, argv: list[str]) -> None:
+    """Fills in the job's RESULT."""
+    flags = parse_flags(Flags, argv)
+    root, out = resolve_path("--root", flags.root), resolve_path("--out", flags.out)
+    try:
+        report = pack_cityscapes(root, out, flags.splits)
+    except TreeError as error:
+        result["refused"] = len(error.problems)
+        raise
+    result |= asdict(report)
+    print(
+        f"[done]  {report.samples} samples in {report.shards} shards, {report.bytes / 1e6:.1f} MB; "
+        f"now type: python jobs/train_cityscapes.py --shards {out}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_job("pack", partial(pack, argv=sys.argv[1:]), (f.name for f in fields(PackReport))))
