@@ -8,8 +8,6 @@ Calling one again after a failure never makes a second run, point, picture or ta
 from __future__ import annotations
 
 import json
-import logging
-import os
 import re
 import tempfile
 import warnings
@@ -17,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
 
 with warnings.catch_warnings():
     # mlflow's own imports use what newer pydantic and SQLAlchemy call deprecated; not ours to mend.
@@ -27,6 +24,7 @@ with warnings.catch_warnings():
     from mlflow.entities import Metric, Param, RunTag, ViewType
 
 from pipeline.tracking.dataset_source import DatasetInfo, dataset_input
+from pipeline.tracking.server import be_impatient, tracking_uri
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -66,31 +64,6 @@ class Sent:
 
     points: set[tuple[str, int]] = field(default_factory=set)
     pictures: set[tuple[str, int]] = field(default_factory=set)
-
-
-def tracking_uri(runs_dir: Path) -> str:
-    """MLFLOW_TRACKING_URI where it is set, else a database in the runs folder, as an absolute path."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs_dir.resolve()}/mlflow.db"
-
-
-def shown_uri(uri: str) -> str:
-    """The URI without a user name and password, for logs."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri  # as typed: putting it together again would drop slashes of sqlite:///
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def be_impatient() -> None:
-    """Bound what one call may take (MLflow's own limits add up to four minutes) and quiet its chatter.
-
-    Limits that are set in the environment win.
-    """
-    limits = {"TIMEOUT": "20", "MAX_RETRIES": "1", "BACKOFF_FACTOR": "1"}
-    for name, value in limits.items():
-        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # one line a migration of a new database
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a warning a retry
 
 
 class MlflowStore:

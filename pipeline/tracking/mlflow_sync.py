@@ -35,9 +35,8 @@ from pipeline.tracking.mlflow_store import (
     Sent,
     Status,
     batches,
-    shown_uri,
-    tracking_uri,
 )
+from pipeline.tracking.server import shown_uri, tracking_uri
 from pipeline.tracking.system_metrics import SystemSampler
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,33 @@
+"""Which MLflow is meant, and how long a call to it may take; known before mlflow itself is imported."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+
+def tracking_uri(runs_dir: Path) -> str:
+    """MLFLOW_TRACKING_URI where it is set, else a database in the runs folder, as an absolute path."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs_dir.resolve()}/mlflow.db"
+
+
+def shown_uri(uri: str) -> str:
+    """The URI without a user name and password, for logs."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri  # as typed: putting it together again would drop slashes of sqlite:///
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def be_impatient() -> None:
+    """Bound what one call may take (MLflow's own limits add up to four minutes) and quiet its chatter.
+
+    Limits that are set in the environment win.
+    """
+    limits = {"TIMEOUT": "20", "MAX_RETRIES": "1", "BACKOFF_FACTOR": "1"}
+    for name, value in limits.items():
+        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # one line a migration of a new database
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a warning a retry
