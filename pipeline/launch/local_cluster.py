@@ -1,0 +1,206 @@
+"""A Ray cluster on this machine for one command: private, and gone without a trace when it ends.
+
+Its ports are free ones, bound to the loopback address; nobody gets in without the token, which lies
+in a folder that only this user may open. Whatever it started carries a mark in its environment, so
+all of that is ended again, and nothing else: another Ray on the machine never notices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from pipeline.errors import WorldStateError
+
+MARK = "CCS_CLUSTER"
+"""Environment variable that every process of the cluster inherits."""
+METRICS_PORTS = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
+"""Two more, which Ray takes from the environment."""
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 15.0
+LOOPBACK = "127.0.0.1"
+PORTS = (
+    "port", "dashboard-port", "node-manager-port", "object-manager-port", "ray-client-server-port",
+    "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port",
+    "metrics-export-port",
+)  # fmt: skip
+"""The ports of a head, each by the name of its flag; left to Ray, some are fixed numbers."""
+MAX_TEMP_CHARACTERS = 36
+"""Ray puts up to 70 characters behind its temporary folder, and a socket's path may have 107."""
+
+
+class LocalCluster:
+    """A Ray head with `num_cpus` CPUs, up for as long as the context is open."""
+
+    def __init__(self, num_cpus: int) -> None:
+        self.num_cpus = num_cpus
+        self._mark = secrets.token_hex(8)
+        self._token = secrets.token_hex(32)
+        self._head: subprocess.Popen[bytes] | None = None
+        self.folder = Path()
+        self.environment: dict[str, str] = {}
+        self._ports: dict[str, int] = {}
+
+    def __enter__(self) -> LocalCluster:
+        self.folder = Path(tempfile.mkdtemp(prefix="ccs-", dir=_short_temp()))
+        ports = dict(zip(PORTS + METRICS_PORTS, _free_ports(len(PORTS + METRICS_PORTS)), strict=True))
+        self.environment = self._make_environment() | {name: str(ports.pop(name)) for name in METRICS_PORTS}
+        self._ports = ports
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def address(self) -> str:
+        """The cluster's address for `ray.init`."""
+        return f"{LOOPBACK}:{self._ports['port']}"
+
+    @property
+    def jobs_address(self) -> str:
+        """The address for `ray job submit`."""
+        return f"http://{LOOPBACK}:{self._ports['dashboard-port']}"
+
+    def call(self, method: str, path: str) -> Any:  # noqa: ANN401 - JSON
+        """The JSON answer of the job server; raises OSError where it gives none."""
+        request = urllib.request.Request(  # noqa: S310 - our own http address
+            f"{self.jobs_address}{path}", method=method, headers={"Authorization": f"Bearer {self._token}"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - our own http address
+            return json.loads(answer.read() or b"null")
+
+    def submit(self, submission: str, runtime_env: dict[str, Any], entrypoint: list[str]) -> None:
+        """Submit a job by `ray job submit`; raises WorldStateError with Ray's words where it fails."""
+        command = [*_ray(), "job", "submit", "--no-wait", "--submission-id", submission]
+        command += ["--address", self.jobs_address, "--runtime-env-json", json.dumps(runtime_env)]
+        command += ["--working-dir", ".", "--", *entrypoint]
+        done = subprocess.run(  # noqa: S603 - our own command
+            command, env=self.environment, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+            check=False, start_new_session=True,
+        )  # fmt: skip
+        if done.returncode != 0:
+            words = (done.stderr or done.stdout).strip().splitlines()
+            raise WorldStateError(f"ray job submit failed: {words[-1] if words else 'without a word'}")
+
+    def job_log(self, submission: str) -> Path:
+        """The file that the job's output goes to."""
+        return self.folder / "session_latest" / "logs" / f"job-driver-{submission}.log"
+
+    def stop(self) -> None:
+        """End everything that the cluster started, politely and then not, and remove its folder."""
+        if self._head is not None and self._head.poll() is None:
+            self._head.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._head.wait(STOP_TIMEOUT_S)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            left = self.processes()
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
+            psutil.wait_procs(left, timeout=5)
+        if self._head is not None:
+            self._head.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def processes(self) -> list[psutil.Process]:
+        """All living processes that the cluster started, directly or not.
+
+        Ray's own stay in the head's session, and some overwrite their environment with a title; jobs
+        have sessions of their own, and the mark.
+        """
+        found = []
+        head = self._head.pid if self._head else -1
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                ended = process.status() == psutil.STATUS_ZOMBIE
+                if not ended and (
+                    os.getsid(process.pid) == head or process.environ().get(MARK) == self._mark
+                ):
+                    found.append(process)
+        return found
+
+    def _make_environment(self) -> dict[str, str]:
+        """The environment of this process, without another cluster's address, and with the token's file."""
+        token_file = self.folder / "token"
+        with os.fdopen(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(self._token)
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        return inherited | {
+            MARK: self._mark,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token_file),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # Ray's name for "one machine only": without it, it replaces a loopback address by the
+            # machine's own, and listens to the whole network.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        }
+
+    def _start(self) -> None:
+        flags = [f"--{name}={port}" for name, port in self._ports.items()]
+        flags += ["--min-worker-port=0", "--max-worker-port=0", f"--node-ip-address={LOOPBACK}"]
+        flags += ["--include-dashboard=true", f"--dashboard-host={LOOPBACK}", f"--temp-dir={self.folder}"]
+        # Samples never go through the object store; Ray would reserve a third of the memory.
+        flags += [f"--num-cpus={self.num_cpus}", "--object-store-memory=100000000"]
+        log = self.folder / "head.log"
+        with log.open("wb") as output:
+            self._head = subprocess.Popen(  # noqa: S603 - our own command
+                [*_ray(), "start", "--head", "--block", "--disable-usage-stats", *flags],
+                env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True,  # Ctrl-C is ours to hear: the job checkpoints first
+            )  # fmt: skip
+        give_up_s = time.monotonic() + START_TIMEOUT_S
+        while not self._answers():
+            if self._head.poll() is not None or time.monotonic() > give_up_s:
+                words = log.read_text(errors="replace").strip().splitlines()[-1:]
+                raise WorldStateError(f"the local Ray head did not start: {' '.join(words)}")
+            time.sleep(0.2)
+
+    def _answers(self) -> bool:
+        try:
+            self.call("GET", "/api/jobs/")
+        except (OSError, ValueError):
+            return False
+        return True
+
+
+def _ray() -> list[str]:
+    """Ray's command line of this very environment."""
+    return [sys.executable, "-m", "ray.scripts.scripts"]
+
+
+def _short_temp() -> str:
+    usual = tempfile.gettempdir()
+    return usual if len(usual) <= MAX_TEMP_CHARACTERS - len("/ccs-12345678") else "/tmp"  # noqa: S108
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago, all different: each is held until the last is found."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for candidate in sockets:
+            candidate.bind((LOOPBACK, 0))
+        return [candidate.getsockname()[1] for candidate in sockets]
