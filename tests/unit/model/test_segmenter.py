@@ -194,6 +194,27 @@ def test_plain_is_the_same_network_but_for_the_classifier():
     assert all(torch.equal(ccs[name], plain[name]) for name in shared)
 
 
+@pytest.mark.parametrize("head", [HEADS[0], HEADS[-1]])
+def test_the_coarse_prediction_is_a_linear_map_of_the_reduced_features(head):
+    model = make_model(head).eval()
+    reduced = []
+    model.head.reduction.relu.register_forward_hook(lambda *call: reduced.append(call[2].clone()))
+    output = model(make_batch()[0])
+    weight, bias = model.head.reduction.coarse.weight, model.head.reduction.coarse.bias
+    torch.testing.assert_close(output.coarse_BKhw, nn.functional.conv2d(reduced[0], weight, bias))
+    assert reduced[0].min() == 0.0
+
+
+def test_dropout_reaches_the_linear_classifiers_and_not_what_is_compared_with_centers():
+    ccs = make_model(HeadConfig(dim=16, dropout=0.5)).train()
+    plain = make_model(HeadConfig(kind="plain", dim=16, dropout=0.5)).train()
+    image, _ = make_batch()
+    first, second = ccs(image), ccs(image)
+    assert torch.equal(first.features_BDhw, second.features_BDhw)
+    assert not torch.equal(first.coarse_BKhw, second.coarse_BKhw)
+    assert not torch.equal(plain(image).logits_BKhw, plain(image).logits_BKhw)
+
+
 def test_parameters_are_divided_between_backbone_and_head():
     model = make_model()
     backbone, head = list(model.backbone_parameters()), list(model.head_parameters())
