@@ -71,7 +71,6 @@ def find_pictures(root: Path, splits: Sequence[str]) -> tuple[Picture, ...]:
                 )
             else:
                 pictures.append(Picture(split, key, images[key], labels[key]))
-    problems += _keys_of_two_splits(pictures)
     if problems:
         raise TreeError(problems)
     return tuple(pictures)
@@ -188,12 +187,3 @@ def _by_key(folder: Path, pattern: re.Pattern[str], problems: list[str]) -> dict
             problems.append(f"duplicate key {key!r}: {found[key]} and {path}; rename or remove one")
         found.setdefault(key, path)
     return found
-
-
-def _keys_of_two_splits(pictures: Sequence[Picture]) -> list[str]:
-    first: dict[str, Picture] = {}
-    return [
-        f"duplicate key {p.key!r}: {first[p.key].image} and {p.image} are in two splits; rename or remove one"
-        for p in pictures
-        if first.setdefault(p.key, p) is not p
-    ]

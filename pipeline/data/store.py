@@ -15,12 +15,12 @@ from pathlib import Path
 from pipeline.errors import ConfigError, ShardError
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://|^pipe:")
-_SAFE_NAME = re.compile(r"^(?!.*(?:^|/)\.{1,2}(?:/|$))[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*$")
+_SAFE_NAME = re.compile(r"(?!.*(?:^|/)\.{1,2}(?:/|$))[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*")
 
 
 def safe_name(name: str) -> bool:
     """True for a plain relative name that cannot leave the root, such as `train/train-000000.tar`."""
-    return _SAFE_NAME.match(name) is not None
+    return _SAFE_NAME.fullmatch(name) is not None
 
 
 def open_store(root: str) -> LocalStore:

@@ -1,0 +1,171 @@
+"""Batches: the same pixels for any number of workers and any chain of resumes; evaluation once each."""
+
+import dataclasses
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from pipeline.config import DataConfig
+from pipeline.data.augment import augment
+from pipeline.data.dataset import ShardDataset
+from pipeline.data.loader import EvalLoader, TrainLoader, in_order, resize_input
+from pipeline.data.plan import EpochPlan
+from pipeline.errors import CheckpointError, ShardError
+from pipeline.world import World
+
+CONFIG = DataConfig(
+    input_height=32, input_width=48, crop_height=24, crop_width=40, streams=3, block=4, prefetch=2
+)
+SEED = 11
+ALONE = World()
+
+
+def loader(packed: str, world: World = ALONE, batch: int = 3, **changes) -> TrainLoader:
+    config = dataclasses.replace(CONFIG, **changes)
+    return TrainLoader(ShardDataset.open(packed, "train"), config, SEED, world, batch)
+
+
+def take(made: TrainLoader, position: int, count: int):
+    batches = made.batches(position)
+    got = [next(batches) for _ in range(count)]
+    batches.close()
+    return got
+
+
+def by_position(batches) -> dict[int, tuple[str, bytes, bytes]]:
+    return {
+        position: (key, image.tobytes(), label.tobytes())
+        for batch in batches
+        for position, key, image, label in zip(
+            batch.positions, batch.keys, batch.image_BHW3, batch.label_BHW, strict=True
+        )
+    }
+
+
+def test_batches_are_what_plan_read_and_augment_say(packed):
+    dataset = ShardDataset.open(packed, "train")
+    plan = EpochPlan(dataset.split.counts, SEED, CONFIG.streams, CONFIG.block)
+    world, start, batch_per_rank = World(1, 2), 5, 3
+    for m, batch in enumerate(take(loader(packed, world), start, 6)):
+        assert batch.image_BHW3.shape == (3, 24, 40, 3)
+        assert batch.label_BHW.shape == (3, 24, 40)
+        assert batch.image_BHW3.dtype == batch.label_BHW.dtype == np.uint8
+        for j in range(batch_per_rank):
+            position = start + m * batch_per_rank * 2 + 1 + 2 * j
+            _, shard, sample = plan.at([position])[0].tolist()
+            read = dataset.read(shard, sample)
+            image, label = augment(read.image_HW3, read.label_HW, CONFIG, SEED, position)
+            assert batch.positions[j] == position
+            assert batch.keys[j] == read.key
+            assert np.array_equal(batch.image_BHW3[j], image)
+            assert np.array_equal(batch.label_BHW[j], label)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_pixels_are_the_same_for_any_number_of_workers(packed, workers):
+    alone = by_position(take(loader(packed), 0, 9))
+    assert by_position(take(loader(packed, loader_workers=workers), 0, 9)) == alone
+
+
+def test_pixels_are_the_same_after_any_chain_of_resumes_at_other_worlds(packed):
+    whole = by_position(take(loader(packed, batch=1), 0, 48))
+    position, chained = 0, {}
+    for size, batch, steps, workers in ((1, 4, 2, 0), (3, 2, 2, 2), (2, 3, 3, 1), (5, 2, 1, 0)):
+        for rank in range(size):
+            part = by_position(take(loader(packed, World(rank, size), batch, loader_workers=workers),
+                                    position, steps))  # fmt: skip
+            assert len(part) == batch * steps
+            assert not part.keys() & chained.keys()
+            chained |= part
+        position += size * batch * steps
+    assert position == 48
+    assert chained == whole
+
+
+def test_each_sample_comes_once_an_epoch_across_batches_that_cross_its_border(packed):
+    keys = [key for batch in take(loader(packed, batch=4), 0, 11) for key in batch.keys]  # 4 epochs of 11
+    for epoch in range(4):
+        assert len(set(keys[11 * epoch : 11 * (epoch + 1)])) == 11
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_closing_the_generator_ends_its_threads(packed, workers):
+    before = threading.active_count()
+    batches = loader(packed, loader_workers=workers).batches(0)
+    next(batches)
+    assert threading.active_count() == before + workers
+    batches.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_a_damaged_sample_stops_the_loader_at_its_turn(own, workers):
+    made = loader(own, batch=1, loader_workers=workers)
+    dataset = ShardDataset.open(own, "train")
+    shard, sample = EpochPlan(dataset.split.counts, SEED, 3, 4).at([4])[0, 1:].tolist()
+    flip_bit(f"{own}/{dataset.split.shards[shard].name}", dataset.entry(shard, sample).image.offset + 9)
+    batches = made.batches(0)
+    for _ in range(4):
+        next(batches)
+    with pytest.raises(ShardError, match=r"crc32 differs"):
+        next(batches)
+    assert threading.active_count() < 3
+
+
+def flip_bit(path: str, offset: int) -> None:
+    with open(path, "r+b") as file:  # noqa: PTH123 - a path in a string
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 4]))
+
+
+def test_results_keep_their_order_and_never_run_further_ahead_than_asked():
+    started, lock, gate = [], threading.Lock(), threading.Event()
+
+    def work(item: int) -> int:
+        with lock:
+            started.append(item)
+        if item == 0:
+            gate.wait(10)  # the first is the slowest
+        return item * item
+
+    results = in_order(work, iter(range(100)), workers=3, ahead=5)
+    threading.Timer(0.2, gate.set).start()
+    assert next(results) == 0
+    assert max(started) <= 5
+    assert list(results) == [item * item for item in range(1, 100)]
+
+
+def test_order_is_json_and_refuses_another(packed):
+    order = loader(packed).order()
+    assert json.loads(json.dumps(order)) == order
+    TrainLoader.refuse_other_order(order, loader(packed, loader_workers=2).order())
+    TrainLoader.refuse_other_order(order, loader(packed, World(1, 4), batch=7).order())
+    with pytest.raises(CheckpointError, match=r"plan\.block = 4, this run has 5"):
+        TrainLoader.refuse_other_order(order, loader(packed, block=5).order())
+    with pytest.raises(CheckpointError, match=r"augment\.crop_width"):
+        TrainLoader.refuse_other_order(order, loader(packed, crop_width=41).order())
+    with pytest.raises(CheckpointError, match=r"manifest_id = 'other'"):
+        TrainLoader.refuse_other_order(order | {"manifest_id": "other"}, order)
+    with pytest.raises(CheckpointError, match=r"split = None"):
+        TrainLoader.refuse_other_order({k: v for k, v in order.items() if k != "split"}, order)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
+def test_evaluation_sees_each_sample_once_however_many_ranks(packed, size, workers):
+    dataset = ShardDataset.open(packed, "val")
+    ranks = [EvalLoader(dataset, 20, 30, World(rank, size), workers) for rank in range(size)]
+    seen = [list(rank) for rank in ranks]
+    assert [len(rank) for rank in ranks] == [len(samples) for samples in seen]
+    samples = [sample for part in seen for sample in part]
+    assert [sample.index for sample in samples] == list(range(len(dataset)))
+    for sample in samples:
+        whole = dataset.sample_at(sample.index)
+        assert sample.key == whole.key
+        assert np.array_equal(sample.label_HW, whole.label_HW)
+        assert np.array_equal(sample.image_HW3, resize_input(whole.image_HW3, 20, 30))
+        assert sample.image_HW3.shape == (20, 30, 3)

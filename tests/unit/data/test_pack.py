@@ -1,0 +1,434 @@
+"""Packing: shards that anyone's WebDataset opens, made whole or not at all, the same for the same tree."""
+
+import fcntl
+import io
+import json
+import os
+import shutil
+import tarfile
+from collections import namedtuple
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from pipeline.data import pack as pack_module
+from pipeline.data import shard_writer
+from pipeline.data.cityscapes_tree import TreeError
+from pipeline.data.dataset import ShardDataset
+from pipeline.data.labels import CITYSCAPES
+from pipeline.data.manifest import load_manifest
+from pipeline.data.pack import pack_cityscapes
+from pipeline.errors import ConfigError, DatasetError, WorldStateError
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def without_record(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The data set alone: the record also knows when the source's files were touched."""
+    return {name: data for name, data in files.items() if name != "packing.jsonl"}
+
+
+# WebDataset 1.0.2 leaves a shard's file to the garbage collector.
+foreign_reader = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+def image_path(tree: Path, split: str = "train", number: int = 0) -> Path:
+    return sorted((tree / "leftImg8bit" / split).rglob("*.png"))[number]
+
+
+def label_path(tree: Path, split: str = "train", number: int = 0) -> Path:
+    return sorted((tree / "gtFine" / split).rglob("*.png"))[number]
+
+
+@foreign_reader
+def test_shards_open_with_webdataset_and_its_decoder(tree, tmp_path):
+    out = tmp_path / "out"
+    report = pack_cityscapes(str(tree), str(out), samples_per_shard=4)
+    shards = sorted(str(path) for path in (out / "train").glob("*.tar"))
+    assert len(shards) == 3
+    theirs = list(webdataset.WebDataset(shards, shardshuffle=False).decode("rgb8"))
+    ours = ShardDataset.open(str(out), "train")
+    assert report.samples == 16
+    assert [sample["__key__"] for sample in theirs] == [ours.sample_at(i).key for i in range(11)]
+    for index, sample in enumerate(theirs):
+        assert {name for name in sample if not name.startswith("__")} == {"image.png", "label.png"}
+        read = ours.sample_at(index)
+        assert np.array_equal(sample["image.png"], read.image_HW3)
+        assert np.array_equal(sample["label.png"], np.dstack([read.label_HW] * 3))
+
+
+def test_images_keep_their_bytes_and_the_manifest_tells_the_truth(tree, tmp_path):
+    out = tmp_path / "out"
+    report = pack_cityscapes(str(tree), str(out), samples_per_shard=4)
+    manifest = load_manifest(str(out))
+    assert manifest.classes == CITYSCAPES
+    assert report.manifest_id == manifest.id
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    assert report.shards == len(shards) == 5
+    assert report.bytes == sum((out / shard.name).stat().st_size for shard in shards)
+    seen = 0
+    for shard in shards:
+        assert shard_writer.file_sha256(out / shard.name) == shard.sha256
+        with tarfile.open(out / shard.name) as tar:
+            for member in tar:
+                if member.name.endswith(".image.png"):
+                    key = member.name.removesuffix(".image.png")
+                    source = next(tree.rglob(f"{shard.name.split('/')[0]}/*/{key}_leftImg8bit.png"))
+                    assert tar.extractfile(member).read() == source.read_bytes()
+                    seen += 1
+                assert (member.mtime, member.uid, member.gid, member.uname) == (0, 0, 0, "")
+    assert seen == 16
+
+
+def test_the_same_tree_gives_the_same_bytes_wherever_it_lies(tree, tmp_path):
+    first = pack_cityscapes(str(tree), str(tmp_path / "a"), samples_per_shard=4)
+    copy = shutil.copytree(tree, tmp_path / "elsewhere", copy_function=shutil.copyfile)
+    second = pack_cityscapes(str(copy), str(tmp_path / "b"), samples_per_shard=4)
+    assert first == second
+    assert without_record(files_of(tmp_path / "a")) == without_record(files_of(tmp_path / "b"))
+
+
+def test_packing_again_decodes_and_writes_nothing(tree, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    first = pack_cityscapes(str(tree), str(out))
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    monkeypatch.setattr(pack_module, "scan_pictures", lambda *_: pytest.fail("scanned"))
+    assert pack_cityscapes(str(tree), str(out)) == first
+    for path in tree.rglob("*.png"):
+        os.utime(path)  # touched, or copied: the content decides
+    assert pack_cityscapes(str(tree), str(out)) == first
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == stamps
+
+
+def test_an_interrupted_packing_leaves_no_data_set_and_goes_on(tree, tmp_path, monkeypatch):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    expected = pack_cityscapes(str(tree), str(whole), samples_per_shard=3)
+    written = []
+    real = shard_writer.write_shard
+
+    def dies_at_third(folder, name, *rest):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(name)
+        return real(folder, name, *rest)
+
+    monkeypatch.setattr(pack_module, "write_shard", dies_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        pack_cityscapes(str(tree), str(out), samples_per_shard=3)
+    assert not (out / "manifest.json").exists()
+    (out / "train" / "train-000002.tar.partial").write_bytes(b"torn")
+    (out / "train" / "train-000001.tar").write_bytes(b"damaged since")
+    again = []
+    monkeypatch.setattr(pack_module, "write_shard", lambda *a: again.append(a[1]) or real(*a))
+    monkeypatch.setattr(pack_module, "scan_pictures", lambda *_: pytest.fail("scanned twice"))
+    assert pack_cityscapes(str(tree), str(out), samples_per_shard=3) == expected
+    assert again == [f"train/train-{n:06d}.tar" for n in (1, 2, 3)] + [
+        "val/val-000000.tar",
+        "val/val-000001.tar",
+    ]
+    ours = files_of(out)
+    assert without_record(files_of(whole)) == without_record(ours)
+
+
+def test_a_shard_lost_from_a_finished_data_set_is_packed_again(tree, tmp_path):
+    out = tmp_path / "out"
+    first = pack_cityscapes(str(tree), str(out), samples_per_shard=4)
+    before = files_of(out)
+    (out / "train" / "train-000001.tar").unlink()
+    assert pack_cityscapes(str(tree), str(out), samples_per_shard=4) == first
+    assert without_record(files_of(out)) == without_record(before)
+
+
+def test_a_tree_that_changed_while_packing_was_interrupted_starts_anew(
+    tree, tmp_path, monkeypatch, add_pair, make_scene
+):
+    out = tmp_path / "out"
+    pack_cityscapes(str(tree), str(out), samples_per_shard=4)
+    (out / "manifest.json").unlink()  # as if it had been stopped before its end
+    add_pair(tree, "train", "city0", "aaa", *make_scene(77))
+    report = pack_cityscapes(str(tree), str(out), samples_per_shard=4)
+    assert report.samples == 17
+    assert (
+        report.manifest_id == pack_cityscapes(str(tree), str(tmp_path / "b"), samples_per_shard=4).manifest_id
+    )
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tree, tmp_path, add_pair, make_scene):
+    other = tmp_path / "photos"
+    other.mkdir()
+    (other / "mine.txt").write_text("precious")
+    with pytest.raises(
+        DatasetError, match=r"is not empty \(it has mine\.txt\); --out takes a new or empty folder"
+    ):
+        pack_cityscapes(str(tree), str(other))
+    out = tmp_path / "out"
+    pack_cityscapes(str(tree), str(out))
+    before = files_of(out)
+    add_pair(tree, "train", "city0", "more", *make_scene(78))
+    with pytest.raises(DatasetError, match=r"holds another data set.*take another --out"):
+        pack_cityscapes(str(tree), str(out))
+    assert files_of(out) == before
+    with pytest.raises(DatasetError, match=r"is a file"):
+        pack_cityscapes(str(tree), str(other / "mine.txt"))
+    with pytest.raises(ConfigError, match=r"local folders only"):
+        pack_cityscapes(str(tree), "s3://bucket/x")
+
+
+def test_shards_keep_to_both_limits(tree, tmp_path):
+    pack_cityscapes(str(tree), str(tmp_path / "few"), bytes_per_shard=20_000)
+    for split in load_manifest(str(tmp_path / "few")).splits.values():
+        for shard in split.shards:
+            assert shard.samples == 1 or shard.bytes < 20_000 + 4096 * shard.samples
+    pack_cityscapes(str(tree), str(tmp_path / "one"), bytes_per_shard=1)
+    assert set(load_manifest(str(tmp_path / "one")).splits["train"].counts.tolist()) == {1}
+
+
+def remove_labels(tree):
+    label_path(tree).unlink()
+
+
+def remove_image(tree):
+    image_path(tree).unlink()
+
+
+def shrink_label(tree):
+    cv2.imwrite(str(label_path(tree)), np.full((35, 52), 7, np.uint8))
+
+
+def cut_image(tree):
+    image_path(tree).write_bytes(image_path(tree).read_bytes()[:300])
+
+
+def flip_image(tree):
+    data = bytearray(image_path(tree).read_bytes())
+    data[len(data) // 2] ^= 1
+    image_path(tree).write_bytes(data)
+
+
+def empty_image(tree):
+    image_path(tree).write_bytes(b"")
+
+
+def cut_label(tree):
+    label_path(tree).write_bytes(label_path(tree).read_bytes()[:-20])
+
+
+def foreign_ids(tree):
+    cv2.imwrite(str(label_path(tree)), np.full((36, 52), 77, np.uint8))
+
+
+def colour_label(tree):
+    cv2.imwrite(str(label_path(tree)), np.full((36, 52, 3), 7, np.uint8))
+
+
+def palette_label(tree):
+    picture = Image.fromarray(np.full((36, 52), 7, np.uint8), "L").convert("P")
+    picture.save(label_path(tree))
+
+
+def deep_label(tree):
+    cv2.imwrite(str(label_path(tree)), np.full((36, 52), 7, np.uint16))
+
+
+def duplicate_in_another_city(tree):
+    for part, path in (("leftImg8bit", image_path(tree)), ("gtFine", label_path(tree))):
+        (tree / part / "train" / "zurich").mkdir(parents=True)
+        shutil.copy(path, tree / part / "train" / "zurich" / path.name)
+
+
+def duplicate_as_jpeg(tree):
+    cv2.imwrite(str(image_path(tree).with_suffix(".jpg")), np.zeros((36, 52, 3), np.uint8))
+
+
+def dotted_key(tree):
+    for path in (image_path(tree), label_path(tree)):
+        path.rename(path.with_name("v1." + path.name))
+
+
+def stray_picture(tree):
+    image_path(tree).with_name("holiday.png").write_bytes(b"x")
+
+
+def unreadable_image(tree):
+    image_path(tree).unlink()
+    image_path(tree, number=0).with_name("city0_000000_leftImg8bit.png").symlink_to("/nowhere/at/all.png")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (remove_labels, r"image without label: .*00_leftImg8bit\.png lacks gtFine/train/.*; add it"),
+        (remove_image, r"label without image: .*00_gtFine_labelIds\.png lacks leftImg8bit/train/.*; add"),
+        (shrink_label, r"size mismatch: .*city0_000000.* is 52x36 pixels, .* is 52x35; make them one size"),
+        (cut_image, r"city0_000000_leftImg8bit\.png is a broken PNG: cut short after 300 bytes; replace it"),
+        (flip_image, r"city0_000000_leftImg8bit\.png is a broken PNG: .* differ from their CRC; replace it"),
+        (empty_image, r"00_leftImg8bit\.png is neither a whole PNG nor a whole JPEG; save it again"),
+        (cut_label, r"city0_000000_gtFine_labelIds\.png is a broken PNG: cut short"),
+        (foreign_ids, r"00_gtFine_labelIds\.png: label ids \[77\] are not in the class table; list"),
+        (colour_label, r"labelIds\.png is not an 8-bit single-channel PNG .*; save the label as 8-bit grey"),
+        (palette_label, r"labelIds\.png is not an 8-bit single-channel PNG .*; save the label as 8-bit grey"),
+        (deep_label, r"labelIds\.png is not an 8-bit single-channel PNG .*16-bit.*; save the label"),
+        (duplicate_in_another_city, r"duplicate key 'city0_000000': .*city0.* and .*zurich.*; rename"),
+        (duplicate_as_jpeg, r"duplicate key 'city0_000000': .*\.jpg and .*\.png; rename or remove one"),
+        (dotted_key, r"the key 'v1\.city0_000000' may have no dot or blank.*; rename it"),
+        (stray_picture, r"holiday\.png does not end in _leftImg8bit\.png \(or \.jpg\); rename or remove it"),
+        (unreadable_image, r"city0_000000_leftImg8bit\.png cannot be read: No such file"),
+    ],
+)  # fmt: skip
+def test_a_bad_tree_is_one_clear_line_and_leaves_nothing_behind(tree, tmp_path, capfd, spoil, message):
+    spoil(tree)
+    with pytest.raises(TreeError, match=message) as error:
+        pack_cityscapes(str(tree), str(tmp_path / "out"))
+    assert "\n" not in str(error.value)
+    assert str(error.value).endswith("; nothing was packed")
+    assert not (tmp_path / "out").exists()
+    assert capfd.readouterr() == ("", "")  # no library adds lines of its own
+
+
+def test_all_problems_are_counted_and_the_first_is_named(tree, tmp_path):
+    for number in (0, 4, 5):
+        cv2.imwrite(str(label_path(tree, number=number)), np.full((36, 52), 200, np.uint8))
+    cut_image(tree)
+    with pytest.raises(TreeError, match=r"city0_000000.*\(and 2 more such problems\)") as error:
+        pack_cityscapes(str(tree), str(tmp_path / "out"))
+    assert len(error.value.problems) == 3
+
+
+def test_folders_that_are_no_tree_are_refused_with_what_to_type(tree, tmp_path):
+    out = str(tmp_path / "out")
+    with pytest.raises(
+        DatasetError, match=r"no such folder: /no/where; --root takes the folder with leftImg8bit/"
+    ):
+        pack_cityscapes("/no/where", out)
+    with pytest.raises(
+        DatasetError, match=r"has no folder leftImg8bit/ \(it has tree\); type --root .*/tree$"
+    ):
+        pack_cityscapes(str(tmp_path), out)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match=r"has no folder leftImg8bit/ \(it has nothing\); --root takes"):
+        pack_cityscapes(str(tmp_path / "empty"), out)
+    with pytest.raises(
+        DatasetError, match=r"leftImg8bit/vall \(did you mean val\?\); type --splits .*: train val"
+    ):
+        pack_cityscapes(str(tree), out, splits=("train", "vall"))
+    with pytest.raises(DatasetError, match=r"type --splits train val"):
+        pack_cityscapes(str(tree), out, splits=())
+    for path in (tree / "leftImg8bit" / "val").rglob("*.png"):
+        path.unlink()
+    with pytest.raises(
+        DatasetError, match=r"no images in .*/val; they are expected as <city>/<key>_leftImg8bit"
+    ):
+        pack_cityscapes(str(tree), out)
+    assert not Path(out).exists()
+
+
+@foreign_reader
+@pytest.mark.parametrize("kind", ["rgba", "grey", "deep", "deep-grey", "palette", "jpeg", "grey-jpeg"])
+def test_any_kind_of_image_becomes_rgb_and_keeps_its_bytes(tmp_path, kind, make_scene, add_pair):
+    image, label = make_scene(3)
+    image = cv2.GaussianBlur(image, (0, 0), 6)
+    grey = np.repeat(image[..., :1], 3, axis=2)
+    tree, suffix, expected, tolerance = tmp_path / "tree", "png", image, 0
+    stored = {
+        "rgba": np.dstack([image[..., ::-1], np.full(label.shape, 90, np.uint8)]),
+        "grey": image[..., 0],
+        "deep": image.astype(np.uint16) * 257,
+        "deep-grey": image[..., 0].astype(np.uint16) * 257,
+        "palette": image,
+        "jpeg": image,
+        "grey-jpeg": image[..., 0],
+    }[kind]
+    if "grey" in kind:
+        expected = grey
+    if "jpeg" in kind:
+        suffix, tolerance = "jpg", 12
+    add_pair(tree, "train", "c", "k", stored, label, suffix)
+    path = next((tree / "leftImg8bit").rglob(f"*.{suffix}"))
+    if kind == "palette":
+        picture = Image.fromarray(image).quantize(16)
+        picture.save(path)
+        expected = np.asarray(picture.convert("RGB"))
+    pack_cityscapes(str(tree), str(tmp_path / "out"), splits=("train",))
+    read = ShardDataset.open(str(tmp_path / "out"), "train").sample_at(0)
+    assert np.abs(read.image_HW3.astype(int) - expected.astype(int)).max() <= tolerance
+    theirs = next(
+        iter(webdataset.WebDataset(str(tmp_path / "out/train/train-000000.tar"), shardshuffle=False))
+    )
+    assert theirs[f"image.{suffix}"] == path.read_bytes()
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(theirs["label.png"]))), read.label_HW)
+
+
+def test_an_orientation_tag_does_not_turn_an_image_away_from_its_label(tmp_path, make_scene, add_pair):
+    image, label = make_scene(4)
+    add_pair(tmp_path / "tree", "train", "c", "k", None, label)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    folder = tmp_path / "tree/leftImg8bit/train/c"
+    Image.fromarray(image).save(folder / "k_leftImg8bit.jpg", exif=exif, quality=95)
+    pack_cityscapes(str(tmp_path / "tree"), str(tmp_path / "out"), splits=("train",))
+    assert ShardDataset.open(str(tmp_path / "out"), "train").sample_at(0).image_HW3.shape[:2] == label.shape
+
+
+def test_no_space_is_refused_before_a_byte_is_written(tree, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1, 1, 1000))
+    with pytest.raises(
+        WorldStateError, match=r"no space for .* GB of shards at .*out: 0\.00 GB are free; free"
+    ):
+        pack_cityscapes(str(tree), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_fills_up_names_the_file_and_leaves_no_torn_one(tree, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shard_writer.os, "fsync", full)
+    with pytest.raises(WorldStateError, match=r"cannot write .*: No space left on device; free the space"):
+        pack_cityscapes(str(tree), str(tmp_path / "out"))
+    assert files_of(tmp_path / "out") == {}
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_line(tree, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorldStateError, match=r"cannot make .*file/out: Not a directory; take another --out"):
+        pack_cityscapes(str(tree), str(tmp_path / "file" / "out"))
+
+
+def test_two_packers_do_not_write_into_one_folder(tree, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    descriptor = os.open(out, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(WorldStateError, match=r"another process is packing into .*out; wait"):
+            pack_cityscapes(str(tree), str(out))
+    finally:
+        os.close(descriptor)
+    assert pack_cityscapes(str(tree), str(out)).samples == 16
+
+
+def test_hidden_files_and_gtfines_other_pictures_are_left_out(tree, tmp_path):
+    expected = pack_cityscapes(str(tree), str(tmp_path / "a")).manifest_id
+    image_path(tree).with_name("._city0_000000_leftImg8bit.png").write_bytes(b"resource fork")
+    for name in ("city0_000000_gtFine_color.png", "city0_000000_gtFine_polygons.json"):
+        label_path(tree).with_name(name).write_bytes(b"{}")
+    assert pack_cityscapes(str(tree), str(tmp_path / "b")).manifest_id == expected
+
+
+def test_record_with_a_torn_line_is_read_up_to_it(tree, tmp_path):
+    out = tmp_path / "out"
+    first = pack_cityscapes(str(tree), str(out), samples_per_shard=4)
+    record = out / "packing.jsonl"
+    lines = record.read_text().splitlines()
+    assert len(lines) == 1 + first.shards
+    assert json.loads(lines[0]).keys() == {"seen", "content"}
+    record.write_text("\n".join(lines[:3]) + "\n" + lines[3][:20])
+    (out / "manifest.json").unlink()
+    assert pack_cityscapes(str(tree), str(out), samples_per_shard=4) == first
