@@ -28,7 +28,8 @@ def run_job(name: str, function: Callable[[Result], None], fields: Iterable[str]
 
     `fields` are the job's own keys of the RESULT line, null until `function` sets them in the
     dictionary that it is given; `function` may also set `status`. A PipelineError becomes one line
-    on standard error and its class's exit code; anything else a traceback and 1.
+    on standard error and its class's exit code; an interrupt one line and 1; anything else a
+    traceback and 1.
     """
     start_s = time.monotonic()
     log_to_stdout()
@@ -38,7 +39,10 @@ def run_job(name: str, function: Callable[[Result], None], fields: Iterable[str]
     except PipelineError as error:
         result |= {"status": snake_case(type(error).__name__), "exit_code": error.exit_code}
         tell(f"{name}: {one_line(str(error))}")
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the border of the process
+    except KeyboardInterrupt:
+        result |= {"status": "keyboard_interrupt", "exit_code": 1}
+        tell(f"{name}: interrupted")
+    except Exception as error:  # noqa: BLE001 - the border of the process
         result |= {"status": snake_case(type(error).__name__), "exit_code": 1}
         traceback.print_exc()
     result["wall_s"] = round(time.monotonic() - start_s, 2)

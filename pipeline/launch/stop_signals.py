@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish to stop: the first lets training checkpoint, the second ends at once."""
+"""Signals as a wish to stop: the first lets training checkpoint, the second ends it at once."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-HEARD = (signal.SIGINT, signal.SIGTERM)
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopSignals:
     """Hears the stop signals while the context is open; must be opened in the main thread.
 
-    `ray job stop`, Ctrl-C, a preempted pod and a batch scheduler all speak by these two.
+    `ray job stop`, Ctrl-C, a preempted pod, a batch scheduler and a closed terminal speak by these.
+    From the third on they are ignored, so that the clean-up that the second began is not cut short.
     """
 
     def __init__(self) -> None:
         self._stop = threading.Event()
+        self._interrupted = False
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopSignals:
         for number in HEARD:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # nohup: the terminal may go
             self._before[number] = signal.signal(number, self._hear)
         return self
 
@@ -35,6 +39,7 @@ class StopSignals:
         return self._stop.is_set()
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self._stop.is_set():
+        if self._stop.is_set() and not self._interrupted:
+            self._interrupted = True
             raise KeyboardInterrupt
         self._stop.set()

@@ -1,0 +1,179 @@
+"""What `make train` runs: data packed once, a local Ray head, one submitted job, and the end of all of it.
+
+The exit code is the job's own, taken from its RESULT line, which is the last line here too: Ray
+would turn every failure into 1. Ctrl-C lets the job checkpoint; a second one ends at once.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import ConfigError, Preempted, WorldStateError
+from pipeline.launch.command_line import parse_flags
+from pipeline.launch.job import Result, read_result, run_job, tell
+from pipeline.launch.job_follower import JobFollower
+from pipeline.launch.local_cluster import LocalCluster
+from pipeline.launch.stop_signals import StopSignals
+from pipeline.launch.train_job import FIELDS, Request, git_commit, read_request
+
+ROOT = Path(__file__).resolve().parents[2]
+STOP_WAIT_S = 600
+"""Longest that a stopped job may take to end its step, or its evaluation, and checkpoint."""
+
+
+@dataclass(frozen=True)
+class MakeFlags:
+    """Pack a data set once, train on it through a local Ray head, and say what to type next."""
+
+    cityscapes: str = ""
+    """A tree in Cityscapes' layout; the generated mini city without it."""
+    recipe: str = ""
+    """Settings to begin from; the train job's default without it."""
+    workers: str = ""
+    """Ranks; up to two without it."""
+    runs: str = "runs"
+    """Folder of data sets and runs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be run: the request, as the train job will read it, and where its pictures lie."""
+
+    request: Request
+    words: list[str]
+    tree: Path
+    generated: bool
+
+
+def make_plan(flags: MakeFlags, more: Sequence[str]) -> Plan:
+    """The plan for what was typed; raises ConfigError before anything is packed or started."""
+    runs = Path(flags.runs).expanduser().absolute()
+    generated = not flags.cityscapes
+    tree = runs / "mini-city" if generated else Path(flags.cityscapes).expanduser().absolute()
+    if not generated and not tree.is_dir():
+        raise ConfigError(
+            f"no such folder: CITYSCAPES={flags.cityscapes}; type the tree with leftImg8bit/ in it"
+        )
+    words = ["--shards", str(runs / "shards" / tree.name), "--runs", str(runs)]
+    words += ["--recipe", flags.recipe] if flags.recipe else []
+    words += ["--workers", flags.workers] if flags.workers else []
+    words += more
+    request = read_request(words)
+    if not any(word.partition("=")[0] == "--name" for word in more):
+        words += ["--name", request.name]  # made up here, to be able to say how to go on
+    return Plan(request, words, tree, generated)
+
+
+def make_train(result: Result, flags: MakeFlags, more: Sequence[str]) -> None:
+    """Runs the plan, filling in the RESULT with the job's own."""
+    plan = make_plan(flags, more)
+    with StopSignals() as signals:
+        result |= _prepare(plan, signals)
+        if result["exit_code"] == 0:
+            result |= _run_on_ray(plan, signals)
+    _say_next(plan, result)
+
+
+def _prepare(plan: Plan, signals: StopSignals) -> Result:
+    """Status and exit code of drawing the mini city, where it is not there yet, and of packing."""
+    if plan.generated and not plan.tree.exists():
+        part = plan.tree.with_name(f"{plan.tree.name}.part")  # whole or not at all, also after a Ctrl-C
+        shutil.rmtree(part, ignore_errors=True)
+        drawn = _run_job("make_mini_city", ["--out", str(part)], signals)
+        if drawn["exit_code"] != 0:
+            return {key: drawn[key] for key in ("status", "exit_code")}
+        part.rename(plan.tree)
+    packed = _run_job("pack_cityscapes", ["--root", str(plan.tree), "--out", plan.request.shards], signals)
+    return {key: packed[key] for key in ("status", "exit_code")}
+
+
+def _run_job(job: str, words: Sequence[str], signals: StopSignals) -> Result:
+    """The RESULT of a job that needs no cluster, its lines shown as they come."""
+    command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *words]
+    result: Result | None = None
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own
+        assert process.stdout is not None
+        for line in process.stdout:
+            if signals.stop_wanted():
+                process.terminate()
+            found = read_result([line])
+            if found is not None:
+                result = found
+            else:
+                _say(line.rstrip("\n").partition("; now type")[0])  # the next job follows by itself
+    if signals.stop_wanted():
+        raise Preempted("stopped before training began; type the same again to begin")
+    if result is None:
+        raise WorldStateError(f"{job} ended with {process.returncode} and without a RESULT line")
+    return result
+
+
+def _run_on_ray(plan: Plan, signals: StopSignals) -> Result:
+    """The RESULT of the train job, run through a Ray head that lives as long as it does."""
+    submission = f"{plan.request.name}-{secrets.token_hex(3)}"
+    environment = {
+        "RAY_JOB_STOP_SIGNAL": "SIGTERM",
+        "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
+        "CCS_GIT_COMMIT": git_commit(),
+    }
+    _say(f"[make]  run {plan.request.name}: starting a Ray head of its own")
+    with LocalCluster(num_cpus=len(os.sched_getaffinity(0))) as cluster:
+        cluster.submit(
+            submission, {"env_vars": environment}, ["python", "jobs/train_cityscapes.py", *plan.words]
+        )
+        follower = JobFollower(cluster, submission, _say)
+        status = follower.follow(signals.stop_wanted)
+    left = [process.pid for process in cluster.processes()]
+    if left:
+        tell(f"make train: processes {left} could not be ended")
+    if follower.result is None:
+        raise WorldStateError(f"the job ended as {status} without a RESULT line; what it said is above")
+    return follower.result
+
+
+def _say_next(plan: Plan, result: Result) -> None:
+    """What to type next: to look, to predict, to go on."""
+    if result["exit_code"] == Preempted.exit_code:
+        typed = shlex.join([*plan.words[4:]])
+        variables = "" if plan.generated else f"CITYSCAPES={shlex.quote(str(plan.tree))} "
+        _say(f"[next]  make train {variables}ARGS={shlex.quote(typed)}   goes on from the checkpoint")
+    if result["exit_code"] != 0 or not result["model_uri"]:
+        return
+    _say("[next]  make ui   shows curves, pictures and the registered models")
+    pictures = sorted((plan.tree / "leftImg8bit" / plan.request.config.data.val_split).glob("*/*.*"))
+    if pictures:
+        predict = [_shown(Path(sys.executable)), "jobs/predict.py", "--model", str(result["model_uri"])]
+        predict += [_shown(pictures[0]), "--out", _shown(plan.request.runs_dir / "predictions")]
+        _say(f"[next]  MLFLOW_TRACKING_URI={shlex.quote(result['tracking_uri'])} {shlex.join(predict)}")
+
+
+def _shown(path: Path) -> str:
+    """The path as one types it in the checkout."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit code of `make train`: its variables as flags, then `--`, then ARGS."""
+    split = list(argv).index("--") if "--" in argv else len(argv)
+
+    def run(result: Result) -> None:
+        make_train(result, parse_flags(MakeFlags, argv[:split]), argv[split + 1 :])
+
+    return run_job("train", run, FIELDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

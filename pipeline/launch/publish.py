@@ -1,0 +1,209 @@
+"""Hands the best model of a run over: exported, registered, proven, and only then given the alias.
+
+It is here because it joins inference and tracking, which know nothing of each other. Nothing in it
+fails a finished training: what MLflow refuses becomes one line, and the exported folder remains.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mlflow import MlflowClient
+
+from pipeline.config import Config
+from pipeline.data.decode import decode_rgb
+from pipeline.errors import CheckpointError
+from pipeline.inference.export import example_png, export_model, save_served_model
+from pipeline.inference.predictor import Predictor
+from pipeline.tracking.card import ModelFacts, headline, model_card
+from pipeline.tracking.journal import Metrics, Table, read_journal
+from pipeline.tracking.mlflow_sync import MlflowRun
+from pipeline.tracking.registry import Registration, promote, register
+from pipeline.tracking.server import be_impatient, shown_uri, tracking_uri
+from pipeline.train import metrics
+from pipeline.train.checkpoint import WEIGHTS, best_checkpoint, newest_checkpoint
+
+_LOAD_AND_PREDICT = """
+import sys, mlflow.pyfunc, pandas
+from pathlib import Path
+uri, picture, mask = sys.argv[1:]
+table = pandas.DataFrame({"image": [Path(picture).read_bytes()]})
+Path(mask).write_bytes(mlflow.pyfunc.load_model(uri).predict(table)["mask"][0])
+"""
+LOAD_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where the best model is now."""
+
+    model_uri: str | None
+    """`models:/NAME/VERSION`, or the exported folder where it was not registered."""
+    version: str | None
+    line: str
+    """One line for a person."""
+
+
+def publish_best(
+    run_dir: Path, run: MlflowRun, config: Config, git_commit: str, timeout_s: float = 180.0
+) -> Published:
+    """Export the best checkpoint of a run and register it, within `timeout_s` for MLflow's part.
+
+    The alias @challenger moves only after the stored model, loaded by a new process that does not see
+    this checkout, predicted the same mask as the checkpoint.
+    """
+    checkpoint = best_checkpoint(run_dir) or newest_checkpoint(run_dir)
+    if checkpoint is None:
+        return Published(None, None, "no checkpoint, so no model to publish")
+    exported = export_model(checkpoint, run_dir / "export")
+    predictor = Predictor.from_folder(checkpoint)
+    facts = model_facts(run_dir, predictor, config, git_commit)
+    run.set_note(headline(facts) + "\n")
+    name = config.tracking.registered_model
+    if not name:
+        return Published(str(exported), None, f"model exported to {exported}; no name to register it under")
+    if run.run_id is None or run.experiment_id is None:
+        return _unregistered(exported, f"MLflow at {run.tracking_uri} is out of reach")
+    what = _registration(name, (run.run_id, run.experiment_id), predictor, facts, exported)
+    what = dataclasses.replace(what, metrics=_scores_at(run_dir, predictor.card.step))
+    attempt = _Registering(tracking_uri(run_dir.parent), what, exported, predictor)
+    attempt.start()
+    attempt.join(timeout_s)
+    return attempt.outcome or _unregistered(exported, f"MLflow did not answer within {timeout_s:.0f}s")
+
+
+def model_facts(run_dir: Path, predictor: Predictor, config: Config, git_commit: str) -> ModelFacts:
+    """What the run's page and the version's page tell of a model."""
+    card, (backbone, head) = predictor.card, (predictor.card.model.backbone, predictor.card.model.head)
+    tables = [
+        r for r in read_journal(run_dir)
+        if isinstance(r, Table) and r.key == metrics.IOU_TABLE and r.step == card.step
+    ]  # fmt: skip
+    return ModelFacts(
+        run_name=run_dir.name,
+        miou=card.miou,
+        step=card.step,
+        backbone=f"resnet{backbone.depth} (width {backbone.base_width}, stride {backbone.output_stride})",
+        head=f"ccs, fusion {head.fusion}" if head.kind == "ccs" else head.kind,
+        params_m=sum(p.numel() for p in predictor.model.parameters()) / 1e6,
+        input_size=(card.input_height, card.input_width),
+        data=f"splits {config.data.train_split} and {config.data.val_split}",
+        manifest_id=card.manifest_id,
+        git_commit=git_commit,
+        iou={str(row[0]): row[1] for row in tables[-1].rows} if tables else {},
+    )
+
+
+def same_mask(uri: str, tracking: str, predictor: Predictor) -> bool:
+    """True where the stored model, loaded by a new process elsewhere, predicts what `predictor` does.
+
+    Raises CheckpointError where it cannot be loaded or does not predict.
+    """
+    picture = example_png()
+    expected_HW = predictor.card.classes.to_label_ids(predictor.predict(decode_rgb(picture, "the example")))
+    with tempfile.TemporaryDirectory(prefix="prove-") as folder:
+        source, target = Path(folder) / "picture.png", Path(folder) / "mask.png"
+        source.write_bytes(picture)
+        hidden = ("PYTHONPATH", "PYTHONHOME")  # the checkout must not lend it what the artifact lacks
+        environment = {key: value for key, value in os.environ.items() if key not in hidden}
+        environment |= {"MLFLOW_TRACKING_URI": tracking, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+        command = [sys.executable, "-c", _LOAD_AND_PREDICT, uri, str(source), str(target)]
+        try:
+            done = subprocess.run(  # noqa: S603 - our own interpreter and code
+                command, cwd=folder, env=environment, capture_output=True, text=True, check=False,
+                timeout=LOAD_TIMEOUT_S,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise CheckpointError(f"{uri} took over {LOAD_TIMEOUT_S}s to load and predict") from error
+        if done.returncode != 0 or not target.exists():
+            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+            raise CheckpointError(f"{uri} cannot be loaded and used: {last}")
+        mask_HW = cv2.imread(str(target), cv2.IMREAD_UNCHANGED)
+        return mask_HW is not None and bool(np.array_equal(mask_HW, expected_HW))
+
+
+class _Registering(threading.Thread):
+    """MLflow's part, in a thread so that a server that hangs costs no more than the wait for it."""
+
+    def __init__(self, tracking: str, what: Registration, exported: Path, predictor: Predictor) -> None:
+        super().__init__(name="register", daemon=True)
+        self._tracking, self._what, self._exported, self._predictor = tracking, what, exported, predictor
+        self.outcome: Published | None = None
+
+    def run(self) -> None:
+        """Register, prove, promote."""
+        try:
+            self.outcome = self._register()
+        except Exception as error:  # noqa: BLE001 - whatever MLflow does, the training was a success
+            reason = " ".join(str(error).split())[:200]
+            self.outcome = _unregistered(self._exported, f"{type(error).__name__}: {reason}")
+
+    def _register(self) -> Published:
+        be_impatient()
+        client, name = MlflowClient(self._tracking), self._what.name
+        with tempfile.TemporaryDirectory(prefix="serve-") as temporary:
+            version = register(
+                client,
+                self._what,
+                lambda folder, model_id: save_served_model(self._exported, folder, model_id),
+                Path(temporary) / "model",
+            )
+        uri = f"models:/{name}/{version}"
+        if not same_mask(uri, self._tracking, self._predictor):
+            raise CheckpointError(f"{uri} predicts another mask than its checkpoint; @challenger stays")
+        promote(client, name, version)
+        where = shown_uri(self._tracking)
+        return Published(uri, version, f"registered {uri} as @challenger after loading it back from {where}")
+
+
+def _scores_at(run_dir: Path, step: int) -> dict[str, tuple[float, float]]:
+    """The recorded scores of a step, each with the time at which the journal has it."""
+    return {
+        key: (record.values[key], record.time_s)
+        for record in read_journal(run_dir)
+        if isinstance(record, Metrics) and record.step == step
+        for key in (metrics.VAL_MIOU, metrics.VAL_PIXEL_ACCURACY)
+        if key in record.values
+    }
+
+
+def _registration(
+    name: str, run: tuple[str, str], predictor: Predictor, facts: ModelFacts, exported: Path
+) -> Registration:
+    card = predictor.card
+    tags = {
+        "val.miou": "none" if card.miou is None else f"{card.miou:.4f}",
+        "gate": card.model.head.fusion if card.model.head.kind == "ccs" else "none",
+        "backbone": f"resnet{card.model.backbone.depth}w{card.model.backbone.base_width}",
+        "params_m": f"{facts.params_m:.1f}",
+        "data": card.manifest_id[:12],
+        "git": facts.git_commit[:12],
+    }
+    with (exported / WEIGHTS).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Registration(
+        name=name,
+        run_id=run[0],
+        experiment_id=run[1],
+        step=card.step,
+        weights_sha256=digest,
+        description=model_card(facts, f"models:/{name}@challenger"),
+        tags=tags,
+        params={"head": facts.head, "backbone": facts.backbone, "input": "{}x{}".format(*facts.input_size)},
+    )
+
+
+def _unregistered(exported: Path, reason: str) -> Published:
+    return Published(
+        str(exported), None, f"the model is not registered ({reason}); it is whole in {exported}"
+    )
