@@ -43,12 +43,13 @@ def export_model(checkpoint: Path, folder: Path) -> Path:
 
 def save_served_model(exported: Path, folder: Path, model_id: str | None = None) -> None:
     """Write an MLflow model folder: column `image` (PNG or JPEG bytes) in, `mask` (PNG of label ids) out."""
-    # Seconds to import; only whoever registers a model needs them.
-    import mlflow.pyfunc  # noqa: PLC0415
-    import pandas as pd  # noqa: PLC0415
-    from mlflow.models import Model, ModelSignature  # noqa: PLC0415
-    from mlflow.types import ColSpec, DataType, Schema  # noqa: PLC0415
-
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # importing it makes mlflow warn of type hints of its own
+        # Seconds to import; only whoever registers a model needs them.
+        import mlflow.pyfunc  # noqa: PLC0415
+        import pandas as pd  # noqa: PLC0415
+        from mlflow.models import Model, ModelSignature  # noqa: PLC0415
+        from mlflow.types import ColSpec, DataType, Schema  # noqa: PLC0415
     signature = ModelSignature(
         inputs=Schema([ColSpec(DataType.binary, "image")]), outputs=Schema([ColSpec(DataType.binary, "mask")])
     )

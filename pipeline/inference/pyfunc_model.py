@@ -26,7 +26,7 @@ class SegmenterModel(PythonModel):
         """Load the weights once, from the artifact folder."""
         self._predictor = Predictor.from_folder(Path(context.artifacts["model"]))
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> pd.DataFrame:  # noqa: ANN401
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:  # noqa: ANN401
         """One mask a row; raises DatasetError naming the row whose bytes are no picture."""
         masks = [self._mask(data, row) for row, data in enumerate(model_input["image"])]
         return pd.DataFrame({"mask": masks})

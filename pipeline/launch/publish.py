@@ -19,16 +19,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 from mlflow import MlflowClient
+from numpy.typing import NDArray
 
 from pipeline.config import Config
 from pipeline.data.decode import decode_rgb
 from pipeline.errors import CheckpointError
-from pipeline.inference.export import example_png, export_model, save_served_model
+from pipeline.inference.export import encode_png, export_model, save_served_model
 from pipeline.inference.predictor import Predictor
 from pipeline.tracking.card import ModelFacts, headline, model_card
 from pipeline.tracking.journal import Metrics, Table, read_journal
 from pipeline.tracking.mlflow_sync import MlflowRun
-from pipeline.tracking.registry import Registration, promote, register
+from pipeline.tracking.registry import Registration, is_proven, promote, register
 from pipeline.tracking.server import be_impatient, shown_uri, tracking_uri
 from pipeline.train import metrics
 from pipeline.train.checkpoint import WEIGHTS, best_checkpoint, newest_checkpoint
@@ -109,7 +110,7 @@ def same_mask(uri: str, tracking: str, predictor: Predictor) -> bool:
 
     Raises CheckpointError where it cannot be loaded or does not predict.
     """
-    picture = example_png()
+    picture = encode_png(_proof_picture())
     expected_HW = predictor.card.classes.to_label_ids(predictor.predict(decode_rgb(picture, "the example")))
     with tempfile.TemporaryDirectory(prefix="prove-") as folder:
         source, target = Path(folder) / "picture.png", Path(folder) / "mask.png"
@@ -130,6 +131,12 @@ def same_mask(uri: str, tracking: str, predictor: Predictor) -> bool:
             raise CheckpointError(f"{uri} cannot be loaded and used: {last}")
         mask_HW = cv2.imread(str(target), cv2.IMREAD_UNCHANGED)
         return mask_HW is not None and bool(np.array_equal(mask_HW, expected_HW))
+
+
+def _proof_picture() -> NDArray[np.uint8]:
+    """Coloured patches of many kinds, so that a wrong weight shows somewhere."""
+    patches = np.random.default_rng(0).integers(0, 256, (12, 18, 3)).astype(np.uint8)
+    return np.asarray(cv2.resize(patches, (288, 192), interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
 class _Registering(threading.Thread):
@@ -159,6 +166,8 @@ class _Registering(threading.Thread):
                 Path(temporary) / "model",
             )
         uri = f"models:/{name}/{version}"
+        if is_proven(client, name, version):
+            return Published(uri, version, f"{uri} is registered already, and was loaded back then")
         if not same_mask(uri, self._tracking, self._predictor):
             raise CheckpointError(f"{uri} predicts another mask than its checkpoint; @challenger stays")
         promote(client, name, version)

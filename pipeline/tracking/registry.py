@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 from mlflow.exceptions import MlflowException
@@ -19,6 +20,7 @@ CHALLENGER = "challenger"
 WEIGHTS_TAG = "weights_sha256"
 """By this tag a repeated registration finds the version that it made before."""
 MAX_DESCRIPTION_CHARS = 5000
+PROVEN_TAG = "loaded_and_compared"
 LOGGED_NAME = "segmenter"
 
 
@@ -37,8 +39,10 @@ class Registration:
     tags: Mapping[str, str] = field(default_factory=dict)
     """val.miou, gate, backbone, params_m, data, git."""
     params: Mapping[str, str] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    """Scores of exactly these weights, shown with the model."""
+    metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Scores of exactly these weights, shown with the model: name → (value, time in seconds).
+
+    With the time that the journal has, they are the run's own points and not second ones."""
 
 
 def register(
@@ -48,6 +52,8 @@ def register(
 
     A version that holds the same weights of the same run is reused.
     """
+    # A database's registry looks a logged model up in whichever store this process calls its own.
+    mlflow.set_tracking_uri(client.tracking_uri)
     _ensure_registered_model(client, what.name)
     for version in client.search_model_versions(f"run_id = '{what.run_id}'"):
         if version.name == what.name and version.tags.get(WEIGHTS_TAG) == what.weights_sha256:
@@ -63,8 +69,8 @@ def register(
     client.log_model_artifacts(logged.model_id, str(folder))
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     client.log_outputs(what.run_id, [LoggedModelOutput(logged.model_id, what.step)])
-    for key, value in what.metrics.items():
-        client.log_metric(what.run_id, key, value, step=what.step, model_id=logged.model_id)
+    for key, (value, time_s) in what.metrics.items():
+        client.log_metric(what.run_id, key, value, int(time_s * 1000), what.step, model_id=logged.model_id)
     version = client.create_model_version(
         what.name,
         source=f"models:/{logged.model_id}",
@@ -76,9 +82,14 @@ def register(
     return str(version.version)
 
 
+def is_proven(client: MlflowClient, name: str, version: str) -> bool:
+    """True where the version was promoted before; a newer one may hold the alias by now."""
+    return PROVEN_TAG in client.get_model_version(name, version).tags
+
+
 def promote(client: MlflowClient, name: str, version: str, alias: str = CHALLENGER) -> None:
     """Point the alias at a version that was loaded and compared."""
-    client.set_model_version_tag(name, version, "loaded_and_compared", "yes")
+    client.set_model_version_tag(name, version, PROVEN_TAG, "yes")
     client.set_registered_model_alias(name, alias, version)
 
 

@@ -29,5 +29,7 @@ def be_impatient() -> None:
     limits = {"TIMEOUT": "20", "MAX_RETRIES": "1", "BACKOFF_FACTOR": "1"}
     for name, value in limits.items():
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # one line a migration of a new database
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a warning a retry
