@@ -93,7 +93,15 @@ def scan_pictures(pictures: Sequence[Picture], classes: ClassTable) -> tuple[str
 def hash_pictures(pictures: Sequence[Picture]) -> tuple[str, ...]:
     """The sha256 of each pair's bytes, as `scan_pictures` gives it, without decoding."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return tuple(pool.map(lambda p: _digest(p.image.read_bytes(), p.label.read_bytes()), pictures))
+        return tuple(pool.map(lambda p: _digest(read_file(p.image), read_file(p.label)), pictures))
+
+
+def read_file(path: Path) -> bytes:
+    """The file's bytes; raises DatasetError naming it."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}; replace or remove it") from error
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,7 @@ class _Scanned:
 
 def _scan(picture: Picture, classes: ClassTable) -> _Scanned:
     try:
-        image, label = picture.image.read_bytes(), picture.label.read_bytes()
+        image, label = read_file(picture.image), read_file(picture.label)
         for data, path in ((image, picture.image), (label, picture.label)):
             refuse_broken_png(data, str(path))
         image_HW3 = decode_rgb(image, str(picture.image))
@@ -115,8 +123,6 @@ def _scan(picture: Picture, classes: ClassTable) -> _Scanned:
                 problem=f"size mismatch: {picture.image} is {width}x{height} pixels, "
                 f"{picture.label} is {label_width}x{label_height}; make them one size"
             )
-    except OSError as error:
-        return _Scanned(problem=f"{error.filename} cannot be read: {error.strerror}")
     except DatasetError as error:
         return _Scanned(problem=str(error))
     try:
@@ -179,6 +185,8 @@ def _by_key(folder: Path, pattern: re.Pattern[str], problems: list[str]) -> dict
                 problems.append(f"{path} does not end in _leftImg8bit.png (or .jpg); rename or remove it")
             continue
         key = match["key"]
+        if not path.is_file():
+            problems.append(f"{path} is no file, or a link to nothing; replace or remove it")
         if _KEY.fullmatch(key) is None:
             problems.append(
                 f"{path}: the key {key!r} may have no dot or blank and 80 letters at most; rename it"

@@ -7,6 +7,7 @@ wrong picture. Threads may share a data set.
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from pipeline.errors import ShardError, nearest
 
 _INDEXES_KEPT = 128
 """Parsed indexes in memory: twice the shards that a plan of 64 streams reads side by side."""
+_AUDIT_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,19 @@ class ShardDataset:
             if size != shard.bytes:
                 raise ShardError(
                     f"{self.root}/{shard.name} has {size} bytes, the manifest says {shard.bytes}; "
+                    "copy the shard again or pack again"
+                )
+
+    def audit(self) -> None:
+        """Raises ShardError for the first shard whose bytes are not the manifest's sha256; reads them all."""
+        self.preflight()
+        for shard in self.split.shards:
+            digest = hashlib.sha256()
+            for offset in range(0, shard.bytes, _AUDIT_BYTES):
+                digest.update(self._store.read(shard.name, offset, min(_AUDIT_BYTES, shard.bytes - offset)))
+            if digest.hexdigest() != shard.sha256:
+                raise ShardError(
+                    f"{self.root}/{shard.name} is not the shard that the manifest lists (sha256 differs); "
                     "copy the shard again or pack again"
                 )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import cv2
 
-from pipeline.data.cityscapes_tree import Picture
+from pipeline.data.cityscapes_tree import Picture, read_file
 from pipeline.data.decode import Header, decode_gray, read_header
 from pipeline.data.labels import ClassTable
 from pipeline.data.manifest import Member, SampleEntry, ShardEntry, index_name, index_text, sha256_hex
@@ -98,7 +98,7 @@ def _write_tar(path: Path, pictures: Sequence[Picture], classes: ClassTable) -> 
         encoder=False, mtime=0, user="", group="",
     ) as writer:  # fmt: skip
         for picture in pictures:
-            image, label = picture.image.read_bytes(), _train_id_png(picture, classes)
+            image, label = read_file(picture.image), _train_id_png(picture, classes)
             header = read_header(image, str(picture.image))
             names = (f"image.{_SUFFIX[header.codec]}", "label.png")
             writer.write({"__key__": picture.key, names[0]: image, names[1]: label})
@@ -117,7 +117,7 @@ def _entry(sample: _Packed, places: Mapping[str, tuple[int, int]]) -> SampleEntr
 
 
 def _train_id_png(picture: Picture, classes: ClassTable) -> bytes:
-    train_HW = classes.to_train_ids(decode_gray(picture.label.read_bytes(), str(picture.label)))
+    train_HW = classes.to_train_ids(decode_gray(read_file(picture.label), str(picture.label)))
     done, data = cv2.imencode(".png", train_HW, [cv2.IMWRITE_PNG_COMPRESSION, 9])
     assert done, picture.label
     return data.tobytes()

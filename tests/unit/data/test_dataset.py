@@ -104,9 +104,20 @@ def test_an_absent_shard_is_named_before_and_at_reading(own):
             action()
 
 
-def test_whole_data_passes_preflight(packed):
-    ShardDataset.open(packed, "train").preflight()
-    ShardDataset.open(packed, "val").preflight()
+def test_whole_data_passes_preflight_and_audit(packed):
+    for split in ("train", "val"):
+        ShardDataset.open(packed, split).preflight()
+        ShardDataset.open(packed, split).audit()
+
+
+def test_an_audit_finds_a_shard_that_differs_where_no_sample_lies(own):
+    dataset = ShardDataset.open(own, "train")
+    flip(Path(own, dataset.split.shards[1].name), 0, 0)  # a tar header
+    dataset.preflight()
+    with pytest.raises(
+        ShardError, match=r"train-000001\.tar is not the shard that the manifest lists \(sha256"
+    ):
+        dataset.audit()
 
 
 @pytest.mark.parametrize(

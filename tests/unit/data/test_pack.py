@@ -15,8 +15,8 @@ import pytest
 import webdataset
 from PIL import Image
 
+from pipeline.data import cityscapes_tree, shard_writer
 from pipeline.data import pack as pack_module
-from pipeline.data import shard_writer
 from pipeline.data.cityscapes_tree import TreeError
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.labels import CITYSCAPES
@@ -143,6 +143,25 @@ def test_a_shard_lost_from_a_finished_data_set_is_packed_again(tree, tmp_path):
     (out / "train" / "train-000001.tar").unlink()
     assert pack_cityscapes(str(tree), str(out), samples_per_shard=4) == first
     assert without_record(files_of(out)) == without_record(before)
+
+
+def test_a_picture_that_vanishes_while_it_is_packed_is_named(tree, tmp_path, monkeypatch):
+    real = pack_module.scan_pictures
+
+    def scan(*arguments):
+        digests = real(*arguments)
+        monkeypatch.setattr(shard_writer, "read_file", absent)
+        return digests
+
+    def absent(path):
+        return cityscapes_tree.read_file(path.with_name("gone.png"))
+
+    monkeypatch.setattr(pack_module, "scan_pictures", scan)
+    with pytest.raises(
+        DatasetError, match=r"gone\.png cannot be read: No such file or directory; replace or remove"
+    ):
+        pack_cityscapes(str(tree), str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_a_tree_that_changed_while_packing_was_interrupted_starts_anew(
@@ -278,7 +297,7 @@ def unreadable_image(tree):
         (duplicate_as_jpeg, r"duplicate key 'city0_000000': .*\.jpg and .*\.png; rename or remove one"),
         (dotted_key, r"the key 'v1\.city0_000000' may have no dot or blank.*; rename it"),
         (stray_picture, r"holiday\.png does not end in _leftImg8bit\.png \(or \.jpg\); rename or remove it"),
-        (unreadable_image, r"city0_000000_leftImg8bit\.png cannot be read: No such file"),
+        (unreadable_image, r"00_leftImg8bit\.png is no file, or a link to nothing; replace or remove"),
     ],
 )  # fmt: skip
 def test_a_bad_tree_is_one_clear_line_and_leaves_nothing_behind(tree, tmp_path, capfd, spoil, message):
