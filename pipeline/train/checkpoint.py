@@ -227,8 +227,9 @@ def restore_optimizer(
         if name not in parameters:
             raise CheckpointError(f"the optimizer's state names {name}, which this model does not have")
         parameter = parameters[name]
-        # Step counters stay where the fused kernels want them: beside the parameter.
-        optimizer.state[parameter][slot] = value.to(parameter.device).clone()
+        # The fused kernels walk raw memory: moments must lie as their parameter does (channels last).
+        same = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
+        optimizer.state[parameter][slot] = same.to(parameter.device, value.dtype).copy_(value).detach()
 
 
 def _verify(folder: Path) -> None:

@@ -131,11 +131,13 @@ class StepRunner:
         """The curves' values at the latest step, over the global batch. A collective.
 
         `wait_share` is this rank's share of the time since the last summary spent on waiting for
-        data; the mean over ranks is returned. Non-finite steps since the start of the attempt are
-        under `NON_FINITE`.
+        data; the mean over ranks is returned. Under `NON_FINITE` is how many steps of the attempt had
+        a loss or gradient that was not finite, plus one for each rank whose weights are not.
         """
+        weights = nn.utils.get_total_norm([p.detach() for p in self._model.parameters()])
+        num_broken = self._num_non_finite + (~weights.isfinite()).double()
         mine = torch.tensor([wait_share / self._world.size], dtype=torch.float64, device=self._device)
-        shared = torch.cat([self._terms, self._num_non_finite.reshape(1), mine])
+        shared = torch.cat([self._terms, num_broken.reshape(1), mine])
         *terms, non_finite, wait = all_reduce_sum(shared, self._world).tolist()
         rate = self._optimizer.param_groups[0]["lr"] / self._optimizer.param_groups[0]["multiplier"]
         return {

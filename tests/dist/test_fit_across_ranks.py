@@ -1,0 +1,93 @@
+"""`fit()` in real processes: nothing lost or repeated over stops and world sizes; evaluation is exact."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipeline.train import checkpoint
+
+WORKER = Path(__file__).with_name("fit_worker.py")
+ROOT = Path(__file__).parents[2]
+TRAIN_IMAGES, VAL_IMAGES = 13, 5
+SETTINGS = {
+    "data.input_height": 48, "data.input_width": 64, "data.crop_height": 32, "data.crop_width": 32,
+    "model.backbone.base_width": 8, "model.head.dim": 16, "train.batch_global": 6, "train.steps": 12,
+    "train.evaluate_every": 6, "train.checkpoint_every": 4, "train.precision": "float32",
+    "train.metrics_every": 3, "train.ema_decay": 0.9, "train.sync_batch_norm": True, "train.pictures": 2,
+}  # fmt: skip
+
+
+def run_attempt(shards: str, run_dir: Path, size: int, attempt: str, stop_step: int | None = None) -> list:
+    """What each rank reports of one attempt."""
+    run_dir.mkdir(exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ranks, logs = [], []
+    for rank in range(size):
+        logs.append(run_dir / f"{attempt}-{rank}.json")
+        case = {
+            "rank": rank, "size": size, "shards": shards, "run_dir": str(run_dir), "settings": SETTINGS,
+            "stop_step": stop_step if rank == size - 1 else None, "attempt": attempt, "log": str(logs[-1]),
+        }  # fmt: skip
+        ranks.append(subprocess.Popen([sys.executable, WORKER, json.dumps(case)], env=environment))
+    assert [rank.wait(timeout=240) for rank in ranks] == [0] * size
+    return [json.loads(log.read_text()) for log in logs]
+
+
+@pytest.fixture(scope="module")
+def attempts(shards, tmp_path_factory):
+    """One run, stopped twice (on the wish of the last rank alone) and finished at other world sizes."""
+    run_dir = tmp_path_factory.mktemp("elastic")
+    plan = [(2, 3), (1, 2), (3, None)]
+    reports = [run_attempt(shards, run_dir, size, f"a{n}", stop) for n, (size, stop) in enumerate(plan)]
+    return run_dir, reports
+
+
+def test_stopped_and_resumed_at_other_world_sizes_each_position_is_consumed_once(attempts):
+    _, reports = attempts
+    steps = [report[0]["result"]["step"] for report in reports]
+    assert steps == [4, 7, 12]  # a wish is heard one step late
+    assert [r[0]["result"]["status"] for r in reports] == ["preempted", "preempted", "ok"]
+    consumed = Counter(position for report in reports for rank in report for position in rank["consumed"])
+    assert consumed == Counter(range(12 * 6))
+
+
+def test_all_ranks_take_equally_many_samples(attempts):
+    _, reports = attempts
+    for report in reports:
+        assert len({len(rank["consumed"]) for rank in report}) == 1
+
+
+def test_evaluation_counts_every_labelled_pixel_once_on_any_number_of_ranks(attempts):
+    _, reports = attempts
+    pixels = VAL_IMAGES * 48 * 64
+    evaluated = [r for report in reports for r in report[0]["recorded"] if r[:1] == ["table"]]
+    iou_tables = [rows for _, _, key, rows in evaluated if key == "val/iou_per_class"]
+    assert len(iou_tables) == 2  # steps 6 (one rank) and 12 (three ranks, five images)
+    for rows in iou_tables:
+        assert sum(labelled for _, _, labelled in rows) == pixels
+
+
+def test_checkpoints_are_those_of_stops_schedule_and_best(attempts):
+    run_dir, reports = attempts
+    events = [e for report in reports for e in report[0]["recorded"] if e[0] == "event"]
+    assert {step for _, step, name, _ in events if name == "commit"} >= {4, 7, 8, 12}
+    newest = checkpoint.newest_checkpoint(run_dir)
+    assert newest is not None
+    assert checkpoint.step_of(newest) == 12
+    best = checkpoint.best_checkpoint(run_dir)
+    result = reports[-1][0]["result"]
+    assert best is not None
+    assert checkpoint.step_of(best) == result["best_step"]
+    assert checkpoint.read_checkpoint(best).card.miou == result["miou"]
+
+
+def test_a_run_that_is_finished_already_does_nothing_more(attempts, shards):
+    run_dir, reports = attempts
+    (again,) = run_attempt(shards, run_dir, 1, "again")
+    assert again["consumed"] == []
+    assert again["result"]["miou"] == reports[-1][0]["result"]["miou"]

@@ -1,0 +1,152 @@
+"""`fit()` on one rank: bit-equal after a stop, honest about broken losses, refusing other runs' state."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from pipeline.errors import CheckpointError, NonFiniteLossError, WorldStateError
+from pipeline.recipes import recipe
+from pipeline.settings import with_settings
+from pipeline.train import checkpoint, metrics, run, step
+from pipeline.train.loop import fit
+from pipeline.world import World
+
+SETTINGS = {
+    "data.input_height": 48, "data.input_width": 64, "data.crop_height": 32, "data.crop_width": 32,
+    "model.backbone.base_width": 8, "model.head.dim": 16, "train.batch_global": 4, "train.steps": 6,
+    "train.evaluate_every": 3, "train.checkpoint_every": 100, "train.precision": "float32",
+    "train.metrics_every": 1, "train.ema_decay": 0.9,
+}  # fmt: skip
+
+
+class Surroundings:
+    """A RunContext in memory; asks to stop at the given step."""
+
+    world, tracking = World(), ""
+
+    def __init__(self, attempt="a", stop_step=None):
+        self.attempt, self.stop_step = attempt, stop_step
+        self.points, self.events, self.pictures, self.steps_begun = {}, [], {}, 0
+
+    def phase(self, name):
+        return nullcontext()
+
+    def stop_requested(self):
+        self.steps_begun += 1
+        return self.stop_step is not None and self.steps_begun >= self.stop_step
+
+    def metrics(self, step, values):
+        for key, value in values.items():
+            assert (key, step) not in self.points, "each point of a curve is recorded once"
+            self.points[key, step] = value
+
+    def event(self, name, step, **fields):
+        self.events.append((name, step))
+
+    def picture(self, key, step, image_HW3):
+        self.pictures[key, step] = image_HW3
+
+    def table(self, key, step, columns, rows):
+        assert all(len(row) == len(columns) for row in rows)
+
+
+def config(**settings):
+    return with_settings(recipe("laptop"), SETTINGS | {k.replace("__", "."): v for k, v in settings.items()})
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Bits depend on how many threads share a sum; and tiny pictures need no second one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def newest_tensors(run_dir):
+    folder = checkpoint.newest_checkpoint(run_dir)
+    names = (checkpoint.WEIGHTS, checkpoint.AVERAGED, checkpoint.OPTIMIZER)
+    return {f"{name}:{k}": v for name in names for k, v in checkpoint.read_tensors(folder, name).items()}
+
+
+def test_a_stopped_and_resumed_run_ends_bit_for_bit_as_the_undisturbed_one(shards, tmp_path):
+    whole = Surroundings()
+    fit(config(), shards, tmp_path / "whole", whole)
+    first, second = Surroundings("a", stop_step=1), Surroundings("b")
+    stopped = fit(config(), shards, tmp_path / "parts", first)
+    assert (stopped.status, stopped.step) == ("preempted", 2)
+    ended = fit(config(), shards, tmp_path / "parts", second)
+    assert (ended.status, ended.step) == ("ok", 6)
+
+    expected, found = newest_tensors(tmp_path / "whole"), newest_tensors(tmp_path / "parts")
+    assert expected.keys() == found.keys()
+    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+    history = first.points | second.points
+    timed = {metrics.SAMPLES_PER_S, metrics.DATA_WAIT_SHARE, metrics.CHECKPOINT_STALL_S}
+    assert {k: v for k, v in history.items() if k[0] not in timed} == {
+        k: v for k, v in whole.points.items() if k[0] not in timed
+    }
+
+
+def test_what_a_person_will_look_at_is_recorded(shards, tmp_path):
+    surroundings = Surroundings()
+    result = fit(config(train__pictures=2), shards, tmp_path, surroundings)
+    assert {step for key, step in surroundings.points if key == metrics.LOSS} == {1, 2, 3, 4, 5, 6}
+    assert {step for key, step in surroundings.points if key == metrics.VAL_MIOU} == {3, 6}
+    assert surroundings.points[metrics.VAL_MIOU, result.best_step] == result.miou
+    assert surroundings.pictures.keys() == {(f"val_pred/scene{i}", s) for i in (0, 1) for s in (3, 6)}
+    assert surroundings.pictures["val_pred/scene0", 3].shape == (48, 3 * 64, 3)
+    assert surroundings.events[0] == ("start", 0)
+    assert ("commit", 6) in surroundings.events
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 100])
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
+    shards, tmp_path, monkeypatch, checkpoint_every
+):
+    rate = step.learning_rate
+    monkeypatch.setattr(
+        step, "learning_rate", lambda optim, index, total: 1e38 if index == 3 else rate(optim, index, total)
+    )
+    settings = config(optim__name="sgd", train__checkpoint_every=checkpoint_every)
+    with pytest.raises(NonFiniteLossError, match=r"by step [45] .*--optim\.lr"):
+        fit(settings, shards, tmp_path, Surroundings())
+    committed = checkpoint.list_committed(tmp_path)
+    assert committed
+    for folder in committed:
+        weights = checkpoint.read_tensors(folder, checkpoint.WEIGHTS)
+        assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_a_checkpoint_of_another_order_or_model_is_refused(shards, tmp_path):
+    fit(config(train__steps=1), shards, tmp_path, Surroundings())
+    with pytest.raises(CheckpointError, match=r"seed"):
+        fit(config(train__steps=2, train__seed=1), shards, tmp_path, Surroundings("b"))
+    with pytest.raises(CheckpointError, match="another model"):
+        fit(config(train__steps=2, model__head__dim=24), shards, tmp_path, Surroundings("c"))
+
+
+def test_a_full_disk_is_one_clear_error_and_loses_no_earlier_checkpoint(shards, tmp_path, monkeypatch):
+    fit(config(train__steps=2), shards, tmp_path, Surroundings())
+    before = checkpoint.newest_checkpoint(tmp_path)
+
+    def disk_is_full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run.checkpoint, "save_file", disk_is_full)
+    with pytest.raises(WorldStateError, match="No space left on device; make room"):
+        fit(config(train__steps=4), shards, tmp_path, Surroundings("b"))
+    assert checkpoint.newest_checkpoint(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["plain", "ccs"])
+def test_training_learns(shards, tmp_path, kind):
+    settings = config(
+        train__steps=40, train__evaluate_every=40, optim__lr=5e-3, data__augment__photometric=False,
+        model__head__kind=kind,
+    )  # fmt: skip
+    surroundings = Surroundings()
+    fit(settings, shards, tmp_path, surroundings)
+    curve = [surroundings.points[metrics.LOSS_CE, step] for step in range(1, 41)]
+    assert sum(curve[-5:]) < 0.8 * sum(curve[:5])
