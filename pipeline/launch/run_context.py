@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,12 +26,20 @@ STOP_POLL_S = 0.5
 class JournaledContext:
     """The RunContext of one rank of one attempt, on a journal and a stop file in `run_dir`."""
 
-    def __init__(self, run_dir: Path, world: World, attempt: str, tracking: str = "") -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        world: World,
+        attempt: str,
+        tracking: str = "",
+        stop_wanted: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._world = world
         self._attempt = attempt
         self._tracking = tracking
         self._journal = Journal(run_dir, attempt) if world.is_main else None
         self._stop_file = stop_file(run_dir, attempt)
+        self._stop_wanted = stop_wanted
         self._stop = False
         self._last_look_s = -STOP_POLL_S
         self._last_step = 0
@@ -62,12 +70,15 @@ class JournaledContext:
             self.phase_s[name] = self.phase_s.get(name, 0.0) + time.monotonic() - start_s
 
     def stop_requested(self) -> bool:
-        """True once the stop file was seen; looks at the disk at most every half second."""
+        """True once the stop file was seen, or this process heard a signal.
+
+        Looks at the disk at most every half second.
+        """
         now_s = time.monotonic()
         if not self._stop and now_s - self._last_look_s >= STOP_POLL_S:
             self._last_look_s = now_s
             self._stop = self._stop_file.exists()
-        return self._stop
+        return self._stop or self._stop_wanted()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record scalars on rank 0."""
