@@ -122,13 +122,13 @@ class HeadConfig:
     similarity: Literal["cosine", "dot"] = "cosine"
     """Pixel-to-center similarity (ccs)."""
     tau: float = 15.0
-    """Scale of the similarity before the softmax (ccs)."""
+    """Scale of the similarity before the softmax; with `dot` take 1 (ccs)."""
     learn_tau: bool = False
     """Train tau's logarithm along with the weights (ccs)."""
     assignment_temperature: float = 1.0
     """T_a: below 1 sharpens the coarse prediction that gathers scene centers (ccs)."""
     alpha: float = 1.0
-    """Strength of the gate fusion (ccs)."""
+    """Strength of fusion `gate`, idle with the others (ccs)."""
     n0: float = 0.001
     """Mass, as a share of the pixels, at which a scene center is half trusted (ccs)."""
     mask_ignored: bool = False

@@ -82,12 +82,21 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
 
 def refuse_idle_settings(config: Config, typed: Iterable[str]) -> None:
     """Raises ConfigError where a setting that was typed would be ignored by this config."""
-    idle = [name for name in typed if name.startswith("model.head.") and name[11:] in CCS_ONLY]
-    if config.model.head.kind == "plain" and idle:
-        raise ConfigError(
-            f"a plain head has no class centers: leave out --{', --'.join(idle)}, "
-            "or take --model.head.kind ccs"
-        )
+    head = config.model.head
+    scene = {"assignment_temperature", "n0", "mask_ignored"}
+    rules = (
+        (head.kind == "plain", CCS_ONLY, "a plain head has no class centers", "--model.head.kind ccs"),
+        (head.fusion == "off", scene, "fusion off takes no scene centers", "another --model.head.fusion"),
+        (head.fusion != "gate", {"alpha"}, "alpha scales the gate alone", "--model.head.fusion gate"),
+        (head.lambda_inter == 0, {"delta", "p"}, "lambda_inter is 0", "a --model.head.lambda_inter above 0"),
+        (head.lambda_intra == 0, {"q", "detach_center"}, "lambda_intra is 0",
+         "a --model.head.lambda_intra above 0"),
+    )  # fmt: skip
+    names = list(typed)
+    for applies, idle_fields, reason, remedy in rules:
+        idle = [name for name in names if name.startswith("model.head.") and name[11:] in idle_fields]
+        if applies and idle:
+            raise ConfigError(f"{reason}: leave out --{', --'.join(idle)}, or take {remedy}")
 
 
 def _replace(node: Any, tree: Mapping[str, Any], prefix: str) -> Any:  # noqa: ANN401 - any section
