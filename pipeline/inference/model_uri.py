@@ -61,6 +61,8 @@ def _download(uri: str, tracking_uri: str | None, target: Path) -> Path:
     import mlflow  # noqa: PLC0415
     from mlflow.exceptions import MlflowException  # noqa: PLC0415
 
+    # The registry is looked up in the process-wide store, and the default one would be made in the cwd.
+    mlflow.set_tracking_uri(tracking_uri)
     try:
         wanted = _logged_model(uri, tracking_uri) if _is_bare_run(uri) else uri
         downloaded = mlflow.artifacts.download_artifacts(

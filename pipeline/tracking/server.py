@@ -33,3 +33,14 @@ def be_impatient() -> None:
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # one line a migration of a new database
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a warning a retry
+
+
+def runs_folder(typed: str | None) -> Path:
+    """The folder of the runs: as typed, else the checkout's `runs/` where it has a database, else ~/ccs-runs.
+
+    The last two are where `make train` and the training job put them.
+    """
+    if typed is not None:
+        return Path(typed)
+    checkout = Path(__file__).resolve().parents[2] / "runs"
+    return checkout if (checkout / "mlflow.db").is_file() else Path.home() / "ccs-runs"
