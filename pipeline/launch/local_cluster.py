@@ -33,7 +33,7 @@ MARK = "CCS_CLUSTER"
 METRICS_PORTS = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
 """Two more, which Ray takes from the environment."""
 START_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 15.0
+STOP_TIMEOUT_S = 5.0
 LOOPBACK = "127.0.0.1"
 PORTS = (
     "port", "dashboard-port", "node-manager-port", "object-manager-port", "ray-client-server-port",

@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config
 from pipeline.data.decode import decode_rgb
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, without_credentials
 from pipeline.inference.export import encode_png, export_model, save_served_model
 from pipeline.inference.predictor import Predictor
 from pipeline.tracking.card import ModelFacts, headline, model_card
 from pipeline.tracking.journal import Metrics, Table, read_journal
-from pipeline.tracking.mlflow_sync import MlflowRun
+from pipeline.tracking.mlflow_sync import MlflowRun, one_line_of
 from pipeline.tracking.registry import Registration, is_proven, promote, register
-from pipeline.tracking.server import be_impatient, shown_uri, tracking_uri
+from pipeline.tracking.server import be_impatient, tracking_uri
 from pipeline.train import metrics
 from pipeline.train.checkpoint import WEIGHTS, best_checkpoint, newest_checkpoint
 
@@ -116,6 +116,7 @@ def same_mask(uri: str, tracking: str, predictor: Predictor) -> bool:
         source, target = Path(folder) / "picture.png", Path(folder) / "mask.png"
         source.write_bytes(picture)
         hidden = ("PYTHONPATH", "PYTHONHOME")  # the checkout must not lend it what the artifact lacks
+        # The address goes by the environment, never by the command line, where others could read it.
         environment = {key: value for key, value in os.environ.items() if key not in hidden}
         environment |= {"MLFLOW_TRACKING_URI": tracking, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
         command = [sys.executable, "-c", _LOAD_AND_PREDICT, uri, str(source), str(target)]
@@ -152,8 +153,7 @@ class _Registering(threading.Thread):
         try:
             self.outcome = self._register()
         except Exception as error:  # noqa: BLE001 - whatever MLflow does, the training was a success
-            reason = " ".join(str(error).split())[:200]
-            self.outcome = _unregistered(self._exported, f"{type(error).__name__}: {reason}")
+            self.outcome = _unregistered(self._exported, f"{type(error).__name__}: {one_line_of(error)}")
 
     def _register(self) -> Published:
         be_impatient()
@@ -171,7 +171,7 @@ class _Registering(threading.Thread):
         if not same_mask(uri, self._tracking, self._predictor):
             raise CheckpointError(f"{uri} predicts another mask than its checkpoint; @challenger stays")
         promote(client, name, version)
-        where = shown_uri(self._tracking)
+        where = without_credentials(self._tracking)
         return Published(uri, version, f"registered {uri} as @challenger after loading it back from {where}")
 
 

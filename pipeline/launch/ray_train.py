@@ -22,6 +22,7 @@ import ray.train
 import torch
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
@@ -39,8 +40,18 @@ from pipeline.world import World
 
 _log = logging.getLogger(__name__)
 
-RETRYABLE = (RayError, RuntimeError, OSError)
-"""What a lost rank and its collateral damage look like; any other exception of a worker is a bug."""
+BUGS = (
+    AssertionError,
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    TypeError,
+    ValueError,
+)
+"""Exceptions of a worker that another attempt would only repeat; all others may be a lost rank's
+doing: Ray's own errors, and the RuntimeError of a collective whose peer is gone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +216,7 @@ def _raise_unless_retryable(error: Exception, *, last: bool) -> None:
             if isinstance(cause, PipelineError):
                 raise cause from None
             cause = cause.__cause__
-    bugs = [f for rank, f in _failures(error).items() if rank >= 0 and not isinstance(f, RETRYABLE)]
+    bugs = [f for rank, f in _failures(error).items() if rank >= 0 and isinstance(f, BUGS)]
     if last or bugs:
         raise error
 
@@ -213,7 +224,7 @@ def _raise_unless_retryable(error: Exception, *, last: bool) -> None:
 def _describe(error: Exception) -> str:
     """`rank 1 lost`, or what else ended the attempt, short."""
     failures = _failures(error)
-    lost = [rank for rank, failure in failures.items() if rank >= 0 and isinstance(failure, RayError)]
+    lost = [rank for rank, failure in failures.items() if isinstance(failure, WorkerHealthCheckFailedError)]
     if lost:
         return f"rank {', '.join(str(rank) for rank in lost)} lost"
     rank, failure = next(iter(failures.items()))

@@ -1,0 +1,131 @@
+"""The train job on real Ray: whole, killed, stopped, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.launch.local_cluster import LocalCluster
+from pipeline.tracking.journal import Event, Metrics, Record, read_journal
+from pipeline.train.checkpoint import newest_checkpoint, read_checkpoint
+
+pytestmark = pytest.mark.cluster
+LONG = ["--train.steps", "300", "--train.checkpoint_every", "20", "--train.evaluate_every", "300"]
+LONG += ["--register", ""]  # these tests are not about registration, which takes its time
+SHORT = ["--train.steps", "12", "--train.checkpoint_every", "4", "--train.evaluate_every", "6"]
+
+
+def events(records: list[Record], name: str) -> list[Event]:
+    return [record for record in records if isinstance(record, Event) and record.name == name]
+
+
+def train_workers(cluster: LocalCluster) -> list[psutil.Process]:
+    return [process for process in cluster.processes() if "RayTrainWorker" in process.name() + title(process)]
+
+
+def title(process: psutil.Process) -> str:
+    return " ".join(process.cmdline())
+
+
+def test_job_trains_on_two_workers_and_tracks_one_run_and_repeats_as_a_no_op(
+    start_job, tmp_path: Path
+) -> None:
+    result = start_job("--name", "whole", "--workers", "2", *SHORT).result()
+    assert result["status"] == "ok"
+    assert result["job"] == "train"
+    assert result["step"] == 12
+    assert result["restarts"] == 0
+    assert 0 < result["miou"] <= 1
+    assert Path(result["report"]).stat().st_size > 1000
+    checkpoint = Path(result["checkpoint"])
+    assert read_checkpoint(checkpoint).card.miou == pytest.approx(result["miou"])
+
+    client = MlflowClient(result["tracking_uri"])
+    run = client.get_run(result["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["world_size"] == "2"
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert steps == [2, 4, 6, 8, 10, 12]
+    model, version = result["model_uri"].removeprefix("models:/").split("/")
+    assert client.get_model_version(model, version).run_id == result["run_id"]
+
+    again = start_job("--name", "whole", "--workers", "2", *SHORT)
+    repeated = again.result()
+    assert "finished already" in again.text
+    assert {k: v for k, v in repeated.items() if k != "wall_s"} == {
+        k: v for k, v in result.items() if k != "wall_s"
+    }
+    other = start_job("--name", "whole", *SHORT, "--optim.lr", "0.001")
+    assert other.result()["exit_code"] == 3
+    assert "--optim.lr 0.002, now 0.001" in other.text
+
+
+def test_killed_worker_costs_a_restart_from_the_newest_commit(start_job, ray_head, tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs" / "killed"
+    job = start_job("--name", "killed", "--workers", "2", *LONG)
+    job.wait_until(lambda: len(events(read_journal(run_dir), "commit")) >= 2)
+    second = start_job("--name", "killed", "--workers", "2", *LONG)
+    refused = second.result()
+    assert refused["exit_code"] == 3
+    assert f"held by a live job (pid {job.process.pid} " in second.text
+
+    os.kill(train_workers(ray_head)[-1].pid, signal.SIGKILL)
+    result = job.result()
+    assert result["status"] == "ok", job.text
+    assert result["restarts"] == 1
+    assert result["step"] == 300
+    assert " lost → restarted in " in job.text
+    records = read_journal(run_dir)
+    resumed = events(records, "start")[-1].step
+    assert resumed >= 40
+    assert resumed % 20 == 0, "it went on from a commit"
+    assert events(records, "restart")[0].step == resumed
+    curve = [
+        record.step for record in records if isinstance(record, Metrics) and "train/loss" in record.values
+    ]
+    assert curve == list(range(2, 301, 2)), "each point of the curve once, none missing"
+
+
+def test_stopped_job_checkpoints_and_its_rerun_goes_on_at_the_next_sample(start_job, tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs" / "stopped"
+    job = start_job("--name", "stopped", "--workers", "2", *LONG)
+    job.wait_until(lambda: len(events(read_journal(run_dir), "commit")) >= 1)
+    job.process.send_signal(signal.SIGTERM)
+    result = job.result()
+    assert result["exit_code"] == 75
+    assert result["status"] == "preempted"
+    assert "--name stopped to go on" in job.text
+    newest = newest_checkpoint(run_dir)
+    assert newest is not None
+    state = json.loads((newest / "state.json").read_text())["state"]
+    assert state["step"] == result["step"] < 300
+    assert events(read_journal(run_dir), "stop")[0].step == result["step"]
+
+    rerun = start_job("--name", "stopped", "--workers", "2", *LONG).result()
+    assert rerun["status"] == "ok"
+    assert rerun["run_id"] == result["run_id"], "one MLflow run for the name"
+    start = events(read_journal(run_dir), "start")[-1]
+    assert (start.step, start.fields["position"]) == (result["step"], result["step"] * 4)
+
+
+def test_more_workers_than_the_cluster_has_room_for_are_refused_with_the_number_that_fits(start_job) -> None:
+    job = start_job("--workers", "4", "--train.batch_global", "8")
+    assert job.result()["exit_code"] == 2
+    assert "--workers 2 fits" in job.text
+
+
+def test_error_of_a_worker_ends_the_job_with_its_own_line_and_exit_code(
+    start_job, city_shards, tmp_path
+) -> None:
+    job = start_job("--name", "broken", "--workers", "2", *SHORT, "--optim.lr", "99", "--optim.name", "sgd")
+    result = job.result()
+    assert result["status"] == "non_finite_loss_error", job.text
+    assert result["exit_code"] == 1
+    assert "Traceback" not in job.text
+    assert "try a smaller --optim.lr" in job.text
