@@ -175,12 +175,20 @@ def test_crops_of_one_class_are_drawn_again():
 
 
 def test_ignored_pixels_do_not_count_towards_a_class_share():
-    label = np.full((64, 96), 255, np.uint8)
-    label[:, :20] = np.arange(64)[:, None] // 32  # two classes, half of the labelled pixels each
-    image_hw3, label_hw = augment(np.zeros((64, 96, 3), np.uint8), label, config(max_class_share=0.75), 0, 0)
-    assert np.array_equal(label_hw, label)
-    everything_ignored = np.full((64, 96), 255, np.uint8)
-    assert (augment(image_hw3, everything_ignored, config(max_class_share=0.75), 0, 0)[1] == 255).all()
+    """Nine tenths are ignored and no class exceeds half of the rest: the first draw is always taken."""
+    label = np.full((64, 192), 255, np.uint8)
+    label[::20, 0::2], label[::20, 1::2] = 0, 1
+    image = np.zeros((64, 192, 3), np.uint8)
+    free, bound = (config(crop=(40, 60), size=(64, 192), max_class_share=share) for share in (1.0, 0.75))
+    for position in range(40):
+        expected = augment(image, label, free, 0, position)[1]
+        assert np.array_equal(augment(image, label, bound, 0, position)[1], expected)
+
+
+def test_a_picture_without_labels_still_gives_a_crop():
+    nothing = np.full((64, 96), 255, np.uint8)
+    made = config(max_class_share=0.75)
+    assert (augment(np.zeros((64, 96, 3), np.uint8), nothing, made, 0, 0)[1] == 255).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (700, 3)])

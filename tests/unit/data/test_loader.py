@@ -3,15 +3,17 @@
 import dataclasses
 import json
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from pipeline.config import DataConfig
+from pipeline.data import loader as loader_module
 from pipeline.data.augment import augment
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.loader import EvalLoader, TrainLoader, in_order, resize_input
-from pipeline.data.plan import EpochPlan
+from pipeline.data.plan import EpochPlan, rank_positions
 from pipeline.errors import CheckpointError, ShardError
 from pipeline.world import World
 
@@ -136,7 +138,17 @@ def test_results_keep_their_order_and_never_run_further_ahead_than_asked():
     threading.Timer(0.2, gate.set).start()
     assert next(results) == 0
     assert max(started) <= 5
-    assert list(results) == [item * item for item in range(1, 100)]
+    taken = [0] + [next(results) for _ in range(30)]
+    time.sleep(0.05)  # every worker has had time to run as far ahead as it may
+    assert max(started) <= 30 + 5
+    assert taken + list(results) == [item * item for item in range(100)]
+
+
+def test_positions_go_on_across_look_ups(packed, monkeypatch):
+    monkeypatch.setattr(loader_module, "_LOOKUP", 4)
+    world = World(1, 3)
+    for m, batch in enumerate(take(loader(packed, world), 7, 5)):
+        assert list(batch.positions) == rank_positions(7 + m * 9, world, 3).tolist()
 
 
 def test_order_is_json_and_refuses_another(packed):

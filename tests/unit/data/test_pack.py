@@ -123,6 +123,7 @@ def test_an_interrupted_packing_leaves_no_data_set_and_goes_on(tree, tmp_path, m
         pack_cityscapes(str(tree), str(out), samples_per_shard=3)
     assert not (out / "manifest.json").exists()
     (out / "train" / "train-000002.tar.partial").write_bytes(b"torn")
+    (out / "train" / "train-000099.tar").write_bytes(b"of a larger tree")
     (out / "train" / "train-000001.tar").write_bytes(b"damaged since")
     again = []
     monkeypatch.setattr(pack_module, "write_shard", lambda *a: again.append(a[1]) or real(*a))

@@ -84,8 +84,10 @@ GOLDEN_HASH = "557d3c72d4bbdbd1ec3b952af5d2bb3a7c42531fe480713132fa9cc2dc7e7724"
 
 
 def test_permutations_break_ties_by_index(monkeypatch):
-    monkeypatch.setattr("pipeline.data.draws.raw_words", lambda *_: np.array([5, 3, 5, 3], np.uint64))
-    assert permutation(0, Purpose.BLOCK, (0, 0, 0), 4).tolist() == [1, 3, 0, 2]
+    keys = np.arange(5000, dtype=np.uint64)[::-1] % np.uint64(3)
+    monkeypatch.setattr("pipeline.data.draws.raw_words", lambda *_: keys)
+    expected = sorted(range(5000), key=lambda index: (int(keys[index]), index))
+    assert permutation(0, Purpose.BLOCK, (0, 0, 0), 5000).tolist() == expected
 
 
 def test_words_depend_on_every_argument():
