@@ -8,6 +8,7 @@ refuses; 75: preempted after a checkpoint). Anything else that escapes a job is 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -61,3 +62,8 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     """The hint ` (did you mean X?)` for a misspelt name, or an empty string when nothing is near."""
     matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
     return f" (did you mean {matches[0]}?)" if matches else ""
+
+
+def without_credentials(text: str) -> str:
+    """The text with `user:password@` taken out of every address, since servers' errors quote theirs."""
+    return re.sub(r"(?<=://)[^/\s@]*(?:@[^/\s@]*)*@", "", text)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, without_credentials
 from pipeline.train.checkpoint import MODEL_CARD, best_checkpoint
 
 FORMS = "a checkpoint folder, a run's folder, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID"
@@ -69,9 +69,9 @@ def _download(uri: str, tracking_uri: str | None, target: Path) -> Path:
             artifact_uri=wanted, dst_path=str(target), tracking_uri=tracking_uri
         )
     except (MlflowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = without_credentials(" ".join(str(error).split()))[:200]
         raise CheckpointError(
-            f"cannot get {uri} from MLflow at {tracking_uri.rpartition('@')[2]}: {reason}; "
+            f"cannot get {uri} from MLflow at {without_credentials(tracking_uri)}: {reason}; "
             "look for its name, version or alias in `make ui`"
         ) from error
     return _local(Path(downloaded))

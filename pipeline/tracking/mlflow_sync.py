@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mlflow.entities import Metric
 
+from pipeline.errors import without_credentials
 from pipeline.tracking.confusion_picture import confusion_png
 from pipeline.tracking.journal import (
     FOLDER,
@@ -36,7 +37,8 @@ from pipeline.tracking.mlflow_store import (
     Status,
     batches,
 )
-from pipeline.tracking.server import shown_uri, tracking_uri
+from pipeline.tracking.pending import forget_pending, load_pending, save_pending
+from pipeline.tracking.server import tracking_uri
 from pipeline.tracking.system_metrics import SystemSampler
 
 logger = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ class MlflowRun:
 
     def __init__(self, description: RunDescription, ship_every_s: float = SHIP_EVERY_S) -> None:
         uri = tracking_uri(description.runs_dir)
-        self.tracking_uri = shown_uri(uri)
+        self.tracking_uri = without_credentials(uri)
         self.run_id: str | None = None
         self.experiment_id: str | None = None
         self._description = description
@@ -125,7 +127,10 @@ class MlflowRun:
         self._deadline_s = time.monotonic() + timeout_s
         self._wake.set()
         if self._ended.wait(timeout_s):
+            forget_pending(self._description.run_dir)
             return None
+        with self._lock:
+            save_pending(self._description, status, self._queue)
         records = read_journal(self._description.run_dir)
         points = {(p.key, p.step) for p in _points(_due(records, status))}
         return (
@@ -163,7 +168,7 @@ class MlflowRun:
 
     def _note_failure(self, error: Exception) -> None:
         self._sent = None  # what was under way may have landed: ask before sending anything again
-        self._last_error = " ".join(str(error).split())[:200] or type(error).__name__
+        self._last_error = one_line_of(error)
         if self._failures == 0:
             logger.warning(
                 "[event] MLflow at %s is out of reach (%s); training goes on, the journal keeps everything",
@@ -254,6 +259,25 @@ class MlflowRun:
                 store.send_file(run_id, path, folder)
             with self._lock:
                 self._queue.pop(0)
+
+
+def ship_pending(run_dir: Path, timeout_s: float = 60.0) -> str | None:
+    """Ship what the end of an earlier job could not; None where nothing is pending any more, else a line.
+
+    For a run that is finished and is started again: only MLflow is left to do.
+    """
+    pending = load_pending(run_dir)
+    if pending is None:
+        return None
+    run = MlflowRun.open(pending.description)
+    for path, folder in pending.artifacts:
+        run.add_artifact(path, folder)
+    return run.finish(pending.status, timeout_s)
+
+
+def one_line_of(error: Exception) -> str:
+    """An error from MLflow as part of a log line: short, on one line, without credentials."""
+    return without_credentials(" ".join(str(error).split()))[:200] or type(error).__name__
 
 
 def _due(records: list[Record], status: Status | None) -> list[Record]:

@@ -5,20 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 
 def tracking_uri(runs_dir: Path) -> str:
     """MLFLOW_TRACKING_URI where it is set, else a database in the runs folder, as an absolute path."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs_dir.resolve()}/mlflow.db"
-
-
-def shown_uri(uri: str) -> str:
-    """The URI without a user name and password, for logs."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri  # as typed: putting it together again would drop slashes of sqlite:///
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def be_impatient() -> None:

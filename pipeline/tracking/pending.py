@@ -1,0 +1,68 @@
+"""What a finished job still owes MLflow, kept in the run's folder until it could be shipped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.tracking.dataset_source import DatasetInfo
+from pipeline.tracking.mlflow_store import RunDescription, Status
+
+PENDING = "mlflow-pending.json"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A run that ended while the server was away; its metrics and pictures are in the journal."""
+
+    description: RunDescription
+    status: Status
+    artifacts: Sequence[tuple[Path, str]]
+
+
+def save_pending(description: RunDescription, status: Status, artifacts: Sequence[tuple[Path, str]]) -> None:
+    """Note what is owed; a disk that refuses costs a warning, as the training itself is safe."""
+    content = {
+        "description": dataclasses.asdict(description),
+        "status": status,
+        "artifacts": [[str(path), folder] for path, folder in artifacts],
+    }
+    path = description.run_dir / PENDING
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(content, default=str))
+        part.replace(path)
+    except OSError as error:
+        _log.warning("[event] cannot note in %s what MLflow lacks: %s", path, error.strerror)
+
+
+def load_pending(run_dir: Path) -> Pending | None:
+    """What is owed, or None; a note that cannot be read is left where it is, with a warning."""
+    path = run_dir / PENDING
+    try:
+        content = json.loads(path.read_text())
+        values = content["description"]
+        runs_dir, run_dir = Path(values.pop("runs_dir")), Path(values.pop("run_dir"))
+        datasets = tuple(
+            DatasetInfo(**{**info, "classes": tuple(info["classes"])}) for info in values.pop("datasets")
+        )
+        description = RunDescription(runs_dir, run_dir, **values, datasets=datasets)
+        artifacts = [(Path(name), folder) for name, folder in content["artifacts"]]
+        return Pending(description, content["status"], artifacts)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.warning("[event] %s cannot be read (%s); MLflow stays as it is", path, error)
+        return None
+
+
+def forget_pending(run_dir: Path) -> None:
+    """Nothing is owed any more."""
+    (run_dir / PENDING).unlink(missing_ok=True)
