@@ -152,7 +152,9 @@ def _say_next(plan: Plan, result: Result) -> None:
     if pictures:
         predict = [_shown(Path(sys.executable)), "jobs/predict.py", "--model", str(result["model_uri"])]
         predict += [_shown(pictures[0]), "--out", _shown(plan.request.runs_dir / "predictions")]
-        _say(f"[next]  MLFLOW_TRACKING_URI={shlex.quote(result['tracking_uri'])} {shlex.join(predict)}")
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            predict += ["--runs", _shown(plan.request.runs_dir)]
+        _say(f"[next]  {shlex.join(predict)}")
 
 
 def _shown(path: Path) -> str:

@@ -136,5 +136,8 @@ def log_to_file(path: Path | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.handlers[:] = [handler]
+    for earlier in logger.handlers[:]:
+        logger.removeHandler(earlier)
+        earlier.close()
+    logger.addHandler(handler)
     logger.setLevel(logging.WARNING if path is None else logging.INFO)

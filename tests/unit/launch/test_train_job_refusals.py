@@ -1,0 +1,131 @@
+"""What a person can get wrong before Ray is started: one clear line, the right exit code."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from pipeline.launch import train_job
+from pipeline.launch.job import Result, run_job
+from pipeline.launch.run_folder import identity, write_json
+from pipeline.launch.train_job import FIELDS, read_request, train
+from pipeline.recipes import recipe
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_job, "connected", lambda: pytest.fail("Ray was started"))
+
+
+def refuse(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[Result, str]:
+    """RESULT and the one line on standard error of a job that ends before Ray."""
+    code = run_job("train", lambda result: train(result, argv), FIELDS)
+    captured = capsys.readouterr()
+    result = json.loads(captured.out.splitlines()[-1].removeprefix("RESULT "))
+    assert result["exit_code"] == code
+    assert set(FIELDS) <= set(result)
+    assert captured.err.count("\n") == 1, captured.err
+    return result, captured.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--recipe", "laptp"], "did you mean laptop?"),
+        (["--train.stps", "3"], "did you mean train.steps?"),
+        (["--name", "a/b"], "--name"),
+        (["--config", "/absent/config.json"], "--config /absent/config.json: no such file"),
+        (["--config", "x", "--recipe", "laptop"], "leave out one"),
+        (["--init-from", "models:/x/1"], "--init-from is not in this version yet"),
+        (["--extend"], "--extend is not in this version yet"),
+        (["--runs", "s3://bucket/runs"], "local folders only"),
+        (["--data.train_split", "trian"], "did you mean train?"),
+    ],
+)
+def test_wrong_words_are_refused_with_2(
+    shards: Path, tmp_path: Path, argv: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result, line = refuse(capsys, "--shards", str(shards), "--runs", str(tmp_path), *argv)
+    assert result["exit_code"] == 2
+    assert words in line
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_absent_folder_is_refused_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result, line = refuse(capsys, "--shards", str(tmp_path / "none"), "--runs", str(tmp_path))
+    assert (result["exit_code"], result["status"]) == (2, "shard_error")
+    assert str(tmp_path / "none") in line
+
+
+def test_absent_shard_is_named(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(shards, tmp_path / "shards")
+    (tmp_path / "shards" / "val" / "val-000000.tar").unlink()
+    result, line = refuse(capsys, "--shards", str(tmp_path / "shards"), "--runs", str(tmp_path / "runs"))
+    assert result["exit_code"] == 2
+    assert "val/val-000000.tar" in line
+
+
+def test_too_little_space_is_refused_with_3_naming_path_and_bytes(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 12345, 12345))
+    result, line = refuse(capsys, "--shards", str(shards), "--runs", str(tmp_path))
+    assert (result["exit_code"], result["status"]) == (3, "world_state_error")
+    assert f"no space in --runs: {tmp_path} has 12345 bytes free" in line
+
+
+def test_runs_below_a_file_is_refused_with_3(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    result, line = refuse(capsys, "--shards", str(shards), "--runs", str(tmp_path / "file" / "runs"))
+    assert result["exit_code"] == 3
+    assert str(tmp_path / "file") in line
+
+
+def test_relative_path_inside_a_ray_job_is_refused_with_the_form_to_type(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    result, line = refuse(capsys, "--shards", "data/shards")
+    assert result["exit_code"] == 2
+    assert '--shards "$(pwd)/data/shards"' in line
+
+
+def test_relative_paths_elsewhere_are_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    request = read_request(["--shards", "data", "--runs", "../runs", "--name", "x"])
+    assert request.shards == str(tmp_path / "data")
+    assert request.run_dir == tmp_path.parent / "runs" / "x"
+
+
+def test_finished_run_of_other_settings_is_refused_with_3(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = identity(recipe("camvid"), {"manifest_id": "other"})
+    (tmp_path / "x").mkdir()
+    write_json(tmp_path / "x" / "config.json", held)
+    result, line = refuse(capsys, "--shards", str(shards), "--runs", str(tmp_path), "--name", "x")
+    assert result["exit_code"] == 3
+    assert "--train.steps 1500, now" in line
+
+
+def test_the_job_itself_prints_one_line_and_result(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "jobs/train_cityscapes.py", "--shards", str(tmp_path / "none")],
+        cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))["exit_code"] == 2

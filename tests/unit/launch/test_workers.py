@@ -1,0 +1,50 @@
+import pytest
+
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.launch.workers import Room, Workers, plan_workers
+from pipeline.settings import with_settings
+
+
+def config(**settings: object) -> Config:
+    return with_settings(
+        Config(), {"train.batch_global": 16} | {k.replace("__", "."): v for k, v in settings.items()}
+    )
+
+
+@pytest.mark.parametrize(
+    ("typed", "settings", "room", "expected"),
+    [
+        (None, {}, Room(2, 0), Workers(2, 1, use_gpu=False)),
+        (None, {}, Room(64, 0), Workers(2, 1, use_gpu=False)),
+        (None, {}, Room(1, 0), Workers(1, 1, use_gpu=False)),
+        (4, {}, Room(4, 0), Workers(4, 1, use_gpu=False)),
+        (None, {"data__loader_workers": 2}, Room(16, 4), Workers(4, 3, use_gpu=True)),
+        (2, {}, Room(16, 4), Workers(2, 1, use_gpu=True)),
+        (8, {}, Room(16, 4), Workers(8, 1, use_gpu=False)),
+        (2, {"launch__use_gpu": "no"}, Room(16, 4), Workers(2, 1, use_gpu=False)),
+    ],
+)
+def test_workers_are_the_typed_number_or_what_the_cluster_offers(
+    typed: int | None, settings: dict[str, object], room: Room, expected: Workers
+) -> None:
+    assert plan_workers(typed, config(**settings), room) == expected
+
+
+@pytest.mark.parametrize(
+    ("typed", "settings", "room", "words"),
+    [
+        (3, {}, Room(2, 0), "--workers 2 fits"),
+        (2, {"data__loader_workers": 1}, Room(2, 0), "--workers 1 fits"),
+        (1, {"data__loader_workers": 4}, Room(2, 0), "lower --data.loader_workers"),
+        (8, {"launch__use_gpu": "yes"}, Room(64, 4), "--workers 4 fits"),
+        (1, {"launch__use_gpu": "yes"}, Room(64, 0), "0 GPUs"),
+        (0, {}, Room(2, 0), "--workers must be at least 1"),
+        (3, {}, Room(4, 0), "try --train.batch_global 15"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_number_that_does(
+    typed: int, settings: dict[str, object], room: Room, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        plan_workers(typed, config(**settings), room)
