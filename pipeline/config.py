@@ -67,7 +67,7 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes to the training samples."""
     streams: int = 64
-    """Shards read side by side by the whole job; part of the order of samples."""
+    """Shards read side by side by the whole job, at most; part of the order of samples."""
     block: int = 1024
     """Samples shuffled together inside a stream; part of the order of samples."""
     loader_workers: int = 0
