@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.decode import decode_rgb
+from pipeline.data.decode import decode_rgb, refuse_broken_png
 from pipeline.data.labels import ClassTable
 from pipeline.errors import ConfigError, WorldStateError
 from pipeline.inference.export import encode_png
@@ -80,6 +80,7 @@ def predict_file(path: Path, out: Path, predict: Predict, classes: ClassTable) -
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    refuse_broken_png(data, str(path))  # the decoder would write a line of its own to standard error
     image_HW3 = decode_rgb(data, str(path))
     mask_HW = predict(image_HW3)
     colours_HW3 = classes.colorize(mask_HW)

@@ -14,7 +14,7 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
-from pipeline.data.decode import decode_rgb
+from pipeline.data.decode import decode_rgb, refuse_broken_png
 from pipeline.inference.export import encode_png
 from pipeline.inference.predictor import Predictor
 
@@ -32,7 +32,9 @@ class SegmenterModel(PythonModel):
         return pd.DataFrame({"mask": masks})
 
     def _mask(self, data: bytes, row: int) -> bytes:
-        mask_HW = self._predictor.predict(decode_rgb(data, f"the image of row {row}"))
+        name = f"the image of row {row}"
+        refuse_broken_png(data, name)
+        mask_HW = self._predictor.predict(decode_rgb(data, name))
         return encode_png(self._predictor.card.classes.to_label_ids(mask_HW))
 
 
