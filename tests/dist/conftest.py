@@ -89,6 +89,11 @@ TINY = shlex.split(
 """Settings of a network that takes some ten milliseconds a step."""
 
 
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    return TINY
+
+
 class Job:
     """A train job in a process of its own."""
 

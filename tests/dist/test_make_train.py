@@ -1,0 +1,178 @@
+"""`make train` as a person runs it: from a tree to a registered model, stopped, and refused."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipeline.launch.job import read_result
+from pipeline.launch.local_cluster import MARK, LocalCluster
+
+pytestmark = pytest.mark.cluster
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def started_by(pid: int) -> list[psutil.Process]:
+    """What a process started, and what that did."""
+    return psutil.Process(pid).children(recursive=True)
+
+
+def still_alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    _gone, alive = psutil.wait_procs(processes, timeout=5)
+    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+class MakeTrain:
+    """What `make train` runs, in a process of its own."""
+
+    def __init__(self, tree: Path, runs: Path, *more: str) -> None:
+        self.output = runs.parent / "output"
+        environment = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
+        with self.output.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.launch.make_train", "--runs", str(runs),
+                 "--cityscapes", str(tree), "--recipe", "", "--workers", "", "--", *more],
+                cwd=ROOT, env=environment | {"OMP_NUM_THREADS": "1"}, stdout=file, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text(errors="replace")
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        give_up_s = time.monotonic() + 120
+        while not condition():
+            assert self.process.poll() is None, self.text
+            assert time.monotonic() < give_up_s, self.text
+            time.sleep(0.05)
+
+    def result(self) -> dict[str, Any]:
+        code = self.process.wait(240)
+        result = read_result(self.text.splitlines()[-1:])
+        assert result is not None, self.text
+        assert result["exit_code"] == code
+        return result
+
+
+def test_tree_to_registered_model_and_the_printed_predict_command(city_tree, tiny, tmp_path: Path) -> None:
+    run = MakeTrain(city_tree, tmp_path / "runs", *tiny, "--train.steps", "8", "--name", "whole")
+    run.wait_for(lambda: "[train] " in run.text)
+    processes = started_by(run.process.pid)
+    assert len(processes) > 5
+    result = run.result()
+    assert result["status"] == "ok", run.text
+    assert not still_alive(processes)
+    assert result["model_uri"].startswith("models:/")
+    assert result["shards"] == str(tmp_path / "runs" / "shards" / city_tree.name)
+    assert run.text.count("[train] step 8/8") == 1, "each line once"
+    assert "(RayTrainWorker" not in run.text
+
+    assert "[next]  make ui" in run.text
+    command = [line for line in run.text.splitlines() if "jobs/predict.py" in line][-1].removeprefix(
+        "[next]  "
+    )
+    done = subprocess.run(shlex.split(command), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "runs" / "predictions").glob("*.png"))
+
+
+def test_ctrl_c_checkpoints_and_leaves_no_process(city_tree, tiny, tmp_path: Path) -> None:
+    run = MakeTrain(city_tree, tmp_path / "runs", *tiny, "--train.steps", "100000", "--name", "stopped")
+    run.wait_for(lambda: "[train] step " in run.text)
+    processes = started_by(run.process.pid)
+    os.killpg(run.process.pid, signal.SIGINT)
+    result = run.result()
+    assert (result["exit_code"], result["status"]) == (75, "preempted"), run.text
+    assert list((tmp_path / "runs" / "stopped" / "checkpoints").glob("*/COMMIT.json"))
+    assert "--name stopped" in run.text
+    assert not still_alive(processes)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [(["--train.stesp", "2"], "did you mean train.steps?"), (["--recpie", "x"], "did you mean --recipe?")],
+)
+def test_wrong_words_are_one_line_before_anything_is_packed(city_tree, tmp_path: Path, more, words) -> None:
+    run = MakeTrain(city_tree, tmp_path / "runs", *more)
+    assert run.result()["exit_code"] == 2
+    first, _ = run.text.splitlines()
+    assert words in first
+    assert not (tmp_path / "runs").exists()
+
+
+def test_tree_that_cannot_be_packed_ends_with_the_pack_jobs_word(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    run = MakeTrain(tmp_path / "tree", tmp_path / "runs")
+    assert run.result()["exit_code"] == 2
+    assert "Ray head" not in run.text
+
+
+def test_nobody_gets_in_without_the_token(ray_head: LocalCluster) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{ray_head.jobs_address}/api/jobs/", timeout=10)
+    assert refused.value.code in (401, 403)
+    refused.value.close()
+    wrong = urllib.request.Request(
+        f"{ray_head.jobs_address}/api/jobs/", headers={"Authorization": f"Bearer {'0' * 64}"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(wrong, timeout=10)
+    assert refused.value.code in (401, 403)
+    refused.value.close()
+    assert ray_head.call("GET", "/api/jobs/") is not None
+
+    attempt = f"import ray; ray.init(address={ray_head.address!r}); print('got in')"
+    for token in (None, "0" * 64):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        environment["HOME"] = str(ray_head.folder / "nobody")
+        if token:
+            environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        done = subprocess.run(
+            [sys.executable, "-c", attempt],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode != 0
+        assert "got in" not in done.stdout
+
+
+def test_head_listens_to_this_machine_alone_and_its_token_is_private(ray_head: LocalCluster) -> None:
+    token = Path(ray_head.environment["RAY_AUTH_TOKEN_PATH"])
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert ray_head.folder.stat().st_mode & 0o777 == 0o700
+    listening = [
+        connection.laddr.ip
+        for process in ray_head.processes()
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) > 5
+    assert set(listening) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def test_stopping_a_cluster_leaves_another_one_alone(ray_head: LocalCluster) -> None:
+    before = {process.pid for process in ray_head.processes()}
+    with LocalCluster(num_cpus=1) as other:
+        assert other.environment[MARK] != ray_head.environment[MARK]
+        folder = other.folder
+    assert not folder.exists()
+    assert {process.pid for process in ray_head.processes()} >= before - {
+        pid for pid in before if not psutil.pid_exists(pid)
+    }
+    assert ray_head.call("GET", "/api/jobs/") is not None
