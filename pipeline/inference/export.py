@@ -34,6 +34,7 @@ def export_model(checkpoint: Path, folder: Path) -> Path:
         part = Path(temporary) / folder.name
         part.mkdir()
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, part / WEIGHTS)
+        (part / WEIGHTS).chmod(0o644)  # safetensors gives the owner alone access; teammates load models too
         shutil.copyfile(checkpoint / MODEL_CARD, part / MODEL_CARD)
         if folder.exists():
             shutil.rmtree(folder)

@@ -26,10 +26,11 @@ from pipeline.data.decode import decode_rgb
 from pipeline.errors import CheckpointError, without_credentials
 from pipeline.inference.export import encode_png, export_model, save_served_model
 from pipeline.inference.predictor import Predictor
-from pipeline.tracking.card import ModelFacts, headline, model_card
+from pipeline.tracking.card import ModelFacts, model_card, run_note
 from pipeline.tracking.journal import Metrics, Table, read_journal
 from pipeline.tracking.mlflow_sync import MlflowRun, one_line_of
 from pipeline.tracking.registry import Registration, is_proven, promote, register
+from pipeline.tracking.report import REPORT
 from pipeline.tracking.server import be_impatient, tracking_uri
 from pipeline.train import metrics
 from pipeline.train.checkpoint import WEIGHTS, best_checkpoint, newest_checkpoint
@@ -42,6 +43,8 @@ table = pandas.DataFrame({"image": [Path(picture).read_bytes()]})
 Path(mask).write_bytes(mlflow.pyfunc.load_model(uri).predict(table)["mask"][0])
 """
 LOAD_TIMEOUT_S = 120
+EXPORT = "export"
+"""Folder, below a run's, of its best model."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,19 @@ def publish_best(
     checkpoint = best_checkpoint(run_dir) or newest_checkpoint(run_dir)
     if checkpoint is None:
         return Published(None, None, "no checkpoint, so no model to publish")
-    exported = export_model(checkpoint, run_dir / "export")
+    export_model(checkpoint, run_dir / EXPORT)
     predictor = Predictor.from_folder(checkpoint)
     facts = model_facts(run_dir, predictor, config, git_commit)
-    run.set_note(headline(facts) + "\n")
-    name = config.tracking.registered_model
+    published = _publish(run_dir, run, config.tracking.registered_model, predictor, facts, timeout_s)
+    where = published.model_uri if published.version else None
+    run.set_note(run_note(facts, where, f"{REPORT}, among the artifacts and in {run_dir}"))
+    return published
+
+
+def _publish(
+    run_dir: Path, run: MlflowRun, name: str, predictor: Predictor, facts: ModelFacts, timeout_s: float
+) -> Published:
+    exported = run_dir / EXPORT
     if not name:
         return Published(str(exported), None, f"model exported to {exported}; no name to register it under")
     if run.run_id is None or run.experiment_id is None:

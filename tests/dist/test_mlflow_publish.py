@@ -76,7 +76,9 @@ def test_the_best_checkpoint_is_registered_as_challenger_with_what_a_person_want
     assert {"gate", "backbone", "params_m", "data", "git"} <= version.tags.keys()
     assert version.description.startswith("val mIoU 0.500 at step 10, worst: road 0.50\n")
     assert "| sky | absent |" in version.description
-    assert client(runs).get_run(run.run_id).data.tags["mlflow.note.content"].startswith("val mIoU 0.500")
+    note = client(runs).get_run(run.run_id).data.tags["mlflow.note.content"]
+    assert note.startswith("val mIoU 0.500")
+    assert "models:/mini-ccs/1" in note
 
 
 def test_the_scores_belong_to_the_model_and_are_not_doubled_in_the_run(published) -> None:
