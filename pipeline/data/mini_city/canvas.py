@@ -32,6 +32,10 @@ def rgb(color: ArrayLike) -> Floats:
     return np.asarray(color, np.float32)
 
 
+_ROUGHNESS = np.full(256, 0.05, np.float32)
+_ROUGHNESS[LABEL["vegetation"]] = 0.24  # leaves
+
+
 @dataclass(frozen=True)
 class Camera:
     """A pinhole camera that looks along the street; pixels are those of the oversampled canvas."""
@@ -52,9 +56,10 @@ class Camera:
         """Pixels (column, row) of street points; points behind the camera are pulled in front of it."""
         s, y, z = np.asarray(points_N3, np.float64).T
         z = np.maximum(z, NEAR_M)
-        x = s + 0.5 * self.curve * z * z - self.s_m
-        column = self.width / 2 + self.focal * x / z
-        return np.stack([column, self.horizon + self.focal * (self.eye_m - y) / z], axis=1)
+        pixels = np.empty((len(z), 2))
+        pixels[:, 0] = self.width / 2 + self.focal * ((s - self.s_m) / z + 0.5 * self.curve * z)
+        pixels[:, 1] = self.horizon + self.focal * (self.eye_m - y) / z
+        return pixels
 
     def ground(self, first_row: int) -> tuple[Floats, Floats]:
         """Street coordinates s and z, (rows, columns), of the ground seen from that row downwards."""
@@ -121,6 +126,7 @@ class Canvas:
         self.depth = np.full(shape, SKY_DEPTH_M, np.float32)
         self.sunlit = np.ones(shape, np.float32)
         self.grain = smooth_noise(rng, *shape, 1.6)
+        self.plaster = 0.05 * smooth_noise(rng, 320, 320, 14) + 0.05 * smooth_noise(rng, 320, 320, 1.5)
 
     def sun_at(self, s: float, z: float) -> float:
         """How much sun reaches the ground there, 0..1."""
@@ -133,6 +139,14 @@ class Canvas:
         points = np.asarray(points_N3, np.float64)
         if points[:, 2].max() > NEAR_M:
             self.fill_pixels(self.camera.project(points), color, label, float(points[:, 2].mean()))
+
+    def fill_many(self, outlines_MN3: NDArray[np.float64], colors_M3: Floats, label: str) -> None:
+        """Paints polygons of street points, all at the distance of the first, each in its colour."""
+        shape, z = outlines_MN3.shape[:2], float(outlines_MN3[0, 0, 2])
+        if z > NEAR_M:
+            pixels = self.camera.project(outlines_MN3.reshape(-1, 3)).reshape(*shape, 2)
+            for outline, color in zip(pixels, colors_M3, strict=True):
+                self.fill_pixels(outline, color, label, z)
 
     def fill_pixels(self, pixels_N2: NDArray[np.float64], color: ArrayLike, label: str, z: float) -> None:
         """Paints a polygon of pixels, a sixteenth of a pixel exact."""
@@ -174,7 +188,7 @@ class Canvas:
         """The finished photograph (RGB uint8) and its label ids, at the size that is written."""
         veil = 1.0 - np.exp(-self.depth / self.light.haze_m)[..., None]
         veil[self.depth >= SKY_DEPTH_M] = 0.0
-        color = self.color * (1.0 + 0.05 * self.grain[..., None])
+        color = self.color * (1.0 + _ROUGHNESS[self.label] * self.grain)[..., None]
         color += veil * (rgb(self.light.sky_low) - color)
         size = (self.camera.width // OVERSAMPLING, self.camera.height // OVERSAMPLING)
         photo = cv2.resize(color, size, interpolation=cv2.INTER_AREA)

@@ -63,6 +63,8 @@ class Person:
         self._limb(canvas, (-0.2, 0.78 * h), (-0.22 - swing * 0.6, 0.47 * h), (0.08, 0.06), coat * 0.7)
         torso = [(-0.24, 0.80), (0.24, 0.80), (0.25, 0.62), (0.22, 0.44), (-0.22, 0.44), (-0.25, 0.62)]
         self._part(canvas, [(x, y * h) for x, y in torso], coat)
+        for band in (0.56, 0.68):  # a knitted pattern
+            self._limb(canvas, (-0.23, band * h), (0.23, band * h), (0.05, 0.05), coat * 1.6 + 0.03)
         self._limb(canvas, (0.2, 0.78 * h), (0.22 + swing * 0.6, 0.47 * h), (0.08, 0.06), coat * 0.85)
         self._limb(canvas, (0, 0.79 * h), (0, 0.86 * h), (0.06, 0.06), skin)
         turn = np.linspace(0, 2 * np.pi, 12, endpoint=False)
@@ -116,7 +118,7 @@ class Tree:
         canvas.fill(rectangle(self.s, middle, self.z, half, middle), bark, "vegetation")
         leaves = rgb(self.foliage)
         to_sun = np.array(canvas.light.to_sun)
-        clumps, bumps = 34, np.linspace(0, 2 * np.pi, 11, endpoint=False)
+        clumps, bumps = (34 if self.z < 30 else 20), np.linspace(0, 2 * np.pi, 11, endpoint=False)
         turn, reach = rng.uniform(0, 2 * np.pi, clumps), np.sqrt(rng.uniform(0, 1, clumps))
         across, up = reach * np.cos(turn), reach * np.sin(turn)
         towards = np.clip(across * to_sun[0] + up * to_sun[1], -0.8, 1.0)
@@ -125,9 +127,10 @@ class Tree:
         outlines = np.full((clumps, 11, 3), self.z)
         outlines[..., 0] = self.s + self.radius * across[:, None] + ragged * np.cos(bumps)
         outlines[..., 1] = self.crown_y + 0.9 * self.radius * up[:, None] + ragged * np.sin(bumps)
-        for i in np.argsort(towards):
-            light = canvas.light.on((0, 0.4 + 0.5 * float(towards[i]), -0.6))
-            canvas.fill(outlines[i], leaves * light * np.float32(tones[i]), "vegetation")
+        dark, bright = (canvas.light.on((0, tilt, -0.6)) for tilt in (0.0, 0.9))
+        light = dark + (bright - dark) * rgb(towards + 0.8)[:, None] / 1.8
+        order = np.argsort(towards)
+        canvas.fill_many(outlines[order], (leaves * light * rgb(tones)[:, None])[order], "vegetation")
 
 
 @dataclass(frozen=True)

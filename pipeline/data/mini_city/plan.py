@@ -52,12 +52,12 @@ TRAIN = (
            ("cloudy", "hazy", "clear"), AUTUMN, False),
 )  # fmt: skip
 VAL = (
-    Family("duskmoor", (0.34, 0.40), (0.004, 0.010), (4.6, 6.2), (2.8, 4.4), ("flats", "offices"), (9, 20),
+    Family("duskmoor", (0.30, 0.38), (0.004, 0.010), (4.6, 6.2), (2.8, 4.4), ("flats", "offices"), (9, 20),
            ("dusk",), GREEN + AUTUMN, True),
-    Family("greyhythe", (0.48, 0.54), (0.002, 0.010), (3.0, 4.0), (2.2, 3.2), ("flats", "houses"), (5, 14),
+    Family("greyhythe", (0.50, 0.57), (0.002, 0.010), (3.0, 4.0), (2.2, 3.2), ("flats", "houses"), (5, 14),
            ("overcast",), AUTUMN + GREEN, False),
-    Family("solvento", (0.36, 0.52), (0.003, 0.010), (3.2, 5.6), (2.4, 4.0), ("offices", "houses"), (5, 16),
-           ("low sun",), GREEN + AUTUMN, True),
+    Family("solvento", (0.34, 0.54), (0.003, 0.010), (3.2, 5.6), (2.4, 4.0), ("offices", "houses"), (5, 16),
+           ("low sun",), AUTUMN, True),
 )  # fmt: skip
 
 
@@ -127,15 +127,15 @@ def plan_street(family: Family, rng: np.random.Generator) -> Street:
     """Widths, and buildings on both sides, some with a gap between them."""
     buildings: list[Building] = []
     for side in (-1, 1):
-        z = float(rng.uniform(-12, 0))
+        z, hidden_m = float(rng.uniform(-12, 0)), 0.0
         while z < 95:
             kind = family.kinds[rng.integers(len(family.kinds))]
             length = float(rng.uniform(7, 11) if kind == "houses" else rng.uniform(9, 18))
             height = float(np.clip(rng.uniform(*family.heights), 4.5, 7.0 if kind == "houses" else 30))
             if z + length > 2:
-                wall = PAINTS[rng.integers(len(PAINTS))]
-                buildings.append(Building(side, z, z + length, height, wall, kind))
+                buildings.append(Building(side, z, z + length, height, _paint(rng), kind, height > hidden_m))
             gap = rng.random() < (0.7 if kind == "houses" else 0.2)
+            hidden_m = 0.0 if gap else height
             z += length + (float(rng.uniform(2, 6)) if gap else 0.0)
     return Street(
         half_road=float(rng.uniform(*family.half_road)),

@@ -21,14 +21,14 @@ TEXTURE_PX_PER_M = 10.0
 PAINTS: tuple[Color, ...] = (
     (0.42, 0.15, 0.10), (0.55, 0.42, 0.27), (0.60, 0.55, 0.45), (0.30, 0.30, 0.31), (0.62, 0.62, 0.60),
     (0.52, 0.36, 0.12), (0.24, 0.32, 0.22), (0.24, 0.32, 0.42), (0.16, 0.15, 0.15), (0.34, 0.22, 0.15),
-    (0.13, 0.17, 0.28), (0.20, 0.19, 0.18),
+    (0.13, 0.17, 0.28), (0.20, 0.19, 0.18), (0.56, 0.05, 0.04), (0.04, 0.15, 0.46), (0.70, 0.49, 0.05),
 )  # fmt: skip
-"""Shared by facades, cars and clothes (linear light)."""
+"""Shared by facades, cars, clothes and, the last three, traffic signs (linear light)."""
 PAVINGS: tuple[Color, ...] = (
     (0.16, 0.16, 0.17), (0.22, 0.22, 0.23), (0.28, 0.27, 0.26), (0.24, 0.21, 0.19), (0.33, 0.31, 0.29),
 )  # fmt: skip
 """Shared by roads and sidewalks."""
-GRASS: tuple[Color, ...] = ((0.16, 0.22, 0.07), (0.22, 0.23, 0.09), (0.28, 0.24, 0.12))
+GRASS: tuple[Color, ...] = ((0.14, 0.20, 0.06), (0.20, 0.21, 0.09), (0.26, 0.23, 0.15))
 
 BuildingKind = Literal["flats", "offices", "houses"]
 
@@ -43,6 +43,8 @@ class Building:
     height: float
     wall: Color
     kind: BuildingKind
+    end_wall: bool
+    """Its wall towards the camera rises over the neighbour, or stands free."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,8 @@ def paint_ground(
     color = _paint_marks(color, street, s, z, stains)
     outwards = np.abs(s) - street.half_road
     label = np.full(s.shape, LABEL["road"], np.uint8)
-    slabs = (_frac(s, 0.9, 0.07 + z / 300) | _frac(z, 0.9, 0.05 + z / 150)) & (z < 22)
-    tiles = rgb(paving) * (1 + 0.06 * near * stains - 0.38 * slabs)[..., None]
+    slabs = (_frac(s, 0.9, 0.07 + z / 300) | _frac(z, 0.9, 0.05 + z / 150)) & (z < 30)
+    tiles = rgb(paving) * (1 + 0.06 * near * stains - 0.50 * slabs)[..., None]
     grass = rgb(GRASS[rng.integers(len(GRASS))])
     lawn = grass * (1 + (0.10 + 0.30 * near) * grain + 0.12 * stains)[..., None]
     inner, outer = street.verge, street.verge + street.sidewalk
@@ -176,18 +178,18 @@ def paint_building(canvas: Canvas, street: Street, building: Building, rng: np.r
     foot, z0, z1, top = building.side * street.facade, building.z0, building.z1, building.height
     back = foot + building.side * 9.0
     gable = 3.2 if building.kind == "houses" else 0.0
-    end = _wall_texture(canvas, building, 9.0, canvas.light.on((0, 0, -1), 0.5), rng)
     near = max(z0, 1.3)
-    canvas.hang(end, [(foot, top, near), (back, top, near), (back, 0, near), (foot, 0, near)], "building")
+    if building.end_wall and z0 > near - 1:
+        end = _wall_texture(canvas, building, 9.0, canvas.light.on((0, 0, -1), 0.5), rng)
+        canvas.hang(end, [(foot, top, near), (back, top, near), (back, 0, near), (foot, 0, near)], "building")
     if gable:
         tiles = rgb([0.26, 0.13, 0.09]) * rng.uniform(0.5, 1.2)
         ridge = foot + building.side * 4.5
         lit = canvas.light.on((-0.6 * building.side, 0.8, 0))
         canvas.fill([(foot, top, near), (ridge, top + gable, near), (back, top, near)],
                     rgb(building.wall) * canvas.light.on((0, 0, -1), 0.5), "building")  # fmt: skip
-        if (
-            abs(foot - canvas.camera.s_m) * gable / 4.5 > top - canvas.camera.eye_m
-        ):  # seen from above its plane
+        seen_from_above = abs(foot - canvas.camera.s_m) * gable / 4.5 > top - canvas.camera.eye_m
+        if seen_from_above:
             canvas.fill([(foot, top, near), (ridge, top + gable, near), (ridge, top + gable, z1),
                          (foot, top, z1)], tiles * lit, "building")  # fmt: skip
     texture = _wall_texture(canvas, building, z1 - z0, canvas.light.on((-building.side, 0, 0)), rng)
@@ -201,8 +203,7 @@ def _wall_texture(
 ) -> Floats:
     width, height = int(length * TEXTURE_PX_PER_M), int(building.height * TEXTURE_PX_PER_M)
     wall = np.empty((height, width, 3), np.float32)
-    rough = 0.05 * smooth_noise(rng, height, width, 14) + 0.05 * smooth_noise(rng, height, width, 1.5)
-    wall[:] = rgb(building.wall) * (1 + rough)[..., None]
+    wall[:] = rgb(building.wall) * (1 + canvas.plaster[:height, :width])[..., None]
     if building.kind != "offices":
         wall[::4] *= 0.88  # courses of bricks
     wall[:6] *= 1.25  # cornice
