@@ -25,8 +25,14 @@ class StopSignals:
         for number in HEARD:
             if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                 continue  # nohup: the terminal may go
-            self._before[number] = signal.signal(number, self._hear)
+            self._before[number] = signal.getsignal(number)
+        self.listen()
         return self
+
+    def listen(self) -> None:
+        """Hear the signals, again after a library took them: `ray.init` sets a SIGTERM handler that kills."""
+        for number in self._before:
+            signal.signal(number, self._hear)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

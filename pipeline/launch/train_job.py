@@ -113,6 +113,7 @@ def train(result: Result, argv: Sequence[str]) -> None:
             _log.info("[done]  run=%s is finished already, with these settings: nothing to do", request.name)
             return
         with connected() as room:
+            signals.listen()
             workers = plan_workers(request.workers, request.config, room)
             check_shared(request.run_dir, request.shards)
             if request.preflight_only:

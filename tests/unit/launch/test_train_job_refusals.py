@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.launch import train_job
 from pipeline.launch.job import Result, run_job
-from pipeline.launch.run_folder import identity, write_json
+from pipeline.launch.run_folder import identity, lease, write_json
 from pipeline.launch.train_job import FIELDS, read_request, train
 from pipeline.recipes import recipe
 
@@ -119,6 +119,15 @@ def test_finished_run_of_other_settings_is_refused_with_3(
     result, line = refuse(capsys, "--shards", str(shards), "--runs", str(tmp_path), "--name", "x")
     assert result["exit_code"] == 3
     assert "--train.steps 1500, now" in line
+
+
+def test_name_of_a_live_job_is_refused_with_3(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with lease(tmp_path / "x"):
+        result, line = refuse(capsys, "--shards", str(shards), "--runs", str(tmp_path), "--name", "x")
+    assert result["exit_code"] == 3
+    assert "run x is held by a live job" in line
 
 
 def test_the_job_itself_prints_one_line_and_result(tmp_path: Path) -> None:
