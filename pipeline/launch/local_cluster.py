@@ -107,7 +107,12 @@ class LocalCluster:
 
     def job_log(self, submission: str) -> Path:
         """The file that the job's output goes to."""
-        return self.folder / "session_latest" / "logs" / f"job-driver-{submission}.log"
+        return self._ray_folder / "session_latest" / "logs" / f"job-driver-{submission}.log"
+
+    @property
+    def _ray_folder(self) -> Path:
+        # Ray opens its temporary folder to everybody; the one around it stays closed.
+        return self.folder / "r"
 
     def stop(self) -> None:
         """End everything that the cluster started, politely and then not, and remove its folder."""
@@ -162,7 +167,11 @@ class LocalCluster:
     def _start(self) -> None:
         flags = [f"--{name}={port}" for name, port in self._ports.items()]
         flags += ["--min-worker-port=0", "--max-worker-port=0", f"--node-ip-address={LOOPBACK}"]
-        flags += ["--include-dashboard=true", f"--dashboard-host={LOOPBACK}", f"--temp-dir={self.folder}"]
+        flags += [
+            "--include-dashboard=true",
+            f"--dashboard-host={LOOPBACK}",
+            f"--temp-dir={self._ray_folder}",
+        ]
         # Samples never go through the object store; Ray would reserve a third of the memory.
         flags += [f"--num-cpus={self.num_cpus}", "--object-store-memory=100000000"]
         log = self.folder / "head.log"
@@ -194,7 +203,7 @@ def _ray() -> list[str]:
 
 def _short_temp() -> str:
     usual = tempfile.gettempdir()
-    return usual if len(usual) <= MAX_TEMP_CHARACTERS - len("/ccs-12345678") else "/tmp"  # noqa: S108
+    return usual if len(usual) <= MAX_TEMP_CHARACTERS - len("/ccs-12345678/r") else "/tmp"  # noqa: S108
 
 
 def _free_ports(count: int) -> list[int]:
