@@ -158,7 +158,7 @@ def test_head_listens_to_this_machine_alone_and_its_token_is_private(ray_head: L
         for connection in process.net_connections(kind="inet")
         if connection.status == psutil.CONN_LISTEN
     ]
-    assert len(listening) > 5
+    assert len(listening) >= 3, "dashboard, GCS and raylet at least"
     assert set(listening) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
