@@ -169,7 +169,7 @@ class Post:
             glow = rgb([1.0, 0.8, 0.45]) if canvas.light.lamps > 0.1 else metal * light * 1.6
             canvas.fill(rectangle(self.s + towards * 1.7, top + 0.28, self.z, 0.6, 0.2), glow, "pole")
             return
-        self._paint_sign(canvas, light)
+        self._paint_sign(canvas, np.maximum(light, np.float32(0.55)))  # signs throw head lights back
 
     def _paint_sign(self, canvas: Canvas, light: Floats) -> None:
         corners = {"round": 20, "triangle": 3, "diamond": 4, "board": 4}[self.kind]
