@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from pipeline.config import (
+    AugmentConfig,
     BackboneConfig,
     Config,
     DataConfig,
@@ -21,12 +22,15 @@ from pipeline.errors import ConfigError, nearest
 def laptop() -> Config:
     """The mini data set on two CPU cores in a few minutes: half-width ResNet-18 at stride 8."""
     return Config(
-        data=DataConfig(input_height=128, input_width=256, crop_height=128, crop_width=256),
+        data=DataConfig(
+            input_height=128, input_width=256, crop_height=128, crop_width=256,
+            augment=AugmentConfig(scale_min=0.75, scale_max=1.5),
+        ),
         model=ModelConfig(backbone=BackboneConfig(depth=18, base_width=32)),
-        optim=OptimConfig(name="adamw", lr=2e-3, weight_decay=1e-2, warmup_steps=20, min_lr=0.0),
-        train=TrainConfig(steps=300, batch_global=8, evaluate_every=100, checkpoint_every=100),
+        optim=OptimConfig(name="adamw", lr=3e-3, weight_decay=1e-2, warmup_steps=20, min_lr=0.0),
+        train=TrainConfig(steps=500, batch_global=8, evaluate_every=100, checkpoint_every=100),
         tracking=TrackingConfig(experiment="mini", registered_model="mini-ccs"),
-    )
+    )  # fmt: skip
 
 
 def camvid() -> Config:
