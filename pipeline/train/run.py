@@ -101,7 +101,10 @@ def _build_model(config: Config, num_classes: int, world: World, device: torch.d
         synchronize_batch_norm(model, device)
     for parameter in model.parameters():
         if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            # Not `contiguous()`: it leaves 1x1 kernels as they are, with strides that their gradients
+            # do not have, and DDP then copies each of them.
+            nhwc = torch.empty_like(parameter.data, memory_format=torch.channels_last)
+            parameter.data = nhwc.copy_(parameter.data)
     return model.to(device)
 
 
