@@ -1,5 +1,6 @@
 """`fit()` on one rank: bit-equal after a stop, honest about broken losses, refusing other runs' state."""
 
+import json
 from contextlib import nullcontext
 
 import pytest
@@ -150,3 +151,15 @@ def test_training_learns(shards, tmp_path, kind):
     fit(settings, shards, tmp_path, surroundings)
     curve = [surroundings.points[metrics.LOSS_CE, step] for step in range(1, 41)]
     assert sum(curve[-5:]) < 0.8 * sum(curve[:5])
+
+
+def test_a_trace_is_written_on_request(shards, tmp_path):
+    settings = config(train__profile_steps=2, train__steps=13, train__evaluate_every=13)
+    fit(settings, shards, tmp_path, Surroundings())
+    (trace,) = (tmp_path / "trace").glob("*.json")
+    names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert "aten::conv2d" in names
+    assert {name for name in names if name and name.startswith("ProfilerStep")} == {
+        "ProfilerStep#10",
+        "ProfilerStep#11",
+    }
