@@ -39,7 +39,7 @@ def camvid() -> Config:
         data=DataConfig(input_height=180, input_width=240, crop_height=180, crop_width=240),
         model=ModelConfig(backbone=BackboneConfig(depth=18, base_width=32)),
         optim=OptimConfig(name="adamw", lr=1e-3, weight_decay=1e-2, warmup_steps=50, min_lr=0.0),
-        train=TrainConfig(steps=1500, batch_global=8, evaluate_every=250, checkpoint_every=250),
+        train=TrainConfig(steps=2000, batch_global=8, evaluate_every=250, checkpoint_every=250),
         tracking=TrackingConfig(experiment="camvid", registered_model="camvid-ccs"),
     )
 
