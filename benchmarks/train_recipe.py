@@ -21,12 +21,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the checkout, wherever the benchmark is started
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, wherever this is started
 
 from pipeline.launch.job import read_result
 from pipeline.tracking import journal
 
+ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["--train.steps", "20", "--train.evaluate_every", "20"]
 
 
