@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import secrets
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -85,12 +84,9 @@ def make_train(result: Result, flags: MakeFlags, more: Sequence[str]) -> None:
 def _prepare(plan: Plan, signals: StopSignals) -> Result:
     """Status and exit code of drawing the mini city, where it is not there yet, and of packing."""
     if plan.generated and not plan.tree.exists():
-        part = plan.tree.with_name(f"{plan.tree.name}.part")  # whole or not at all, also after a Ctrl-C
-        shutil.rmtree(part, ignore_errors=True)
-        drawn = _run_job("make_mini_city", ["--out", str(part)], signals)
+        drawn = _run_job("make_mini_city", ["--out", str(plan.tree)], signals)
         if drawn["exit_code"] != 0:
             return {key: drawn[key] for key in ("status", "exit_code")}
-        part.rename(plan.tree)
     packed = _run_job("pack_cityscapes", ["--root", str(plan.tree), "--out", plan.request.shards], signals)
     return {key: packed[key] for key in ("status", "exit_code")}
 

@@ -21,6 +21,7 @@ def be_impatient() -> None:
     for name, value in limits.items():
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    logging.getLogger("mlflow.store").setLevel(logging.WARNING)  # two lines on a new database
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # one line a migration of a new database
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a warning a retry

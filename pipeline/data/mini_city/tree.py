@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +26,8 @@ from pipeline.data.mini_city.street import (
 )
 from pipeline.errors import DatasetError
 
+logger = logging.getLogger(__name__)
+
 
 class MiniCityReport(NamedTuple):
     """What was written."""
@@ -33,19 +37,25 @@ class MiniCityReport(NamedTuple):
 
 
 def make_mini_city(out: Path, train: int = 240, val: int = 48, seed: int = 0) -> MiniCityReport:
-    """Writes the tree and returns its counts of pictures.
+    """Writes the tree, whole or not at all, and returns its counts of pictures.
 
     Raises DatasetError where `out` holds files already: a mixture of two cities is never made.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DatasetError(f"{out} is not an empty folder; give --out a new one or remove it first")
+    logger.info("[city]  drawing %d streets, half a minute or less", train + val)
+    part = out.with_name(f"{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of a drawing that was cut off
     for split, families, count in (("train", TRAIN, train), ("val", VAL, val)):
         for index in range(count):
             family = families[index % len(families)]
             stem = f"{family.city}_{index // len(families):06d}_000019"
             image, label = render_scene(family, np.random.default_rng([seed, index, split == "val"]))
-            _write(out / "leftImg8bit" / split / family.city / f"{stem}_leftImg8bit.png", image[..., ::-1])
-            _write(out / "gtFine" / split / family.city / f"{stem}_gtFine_labelIds.png", label)
+            _write(part / "leftImg8bit" / split / family.city / f"{stem}_leftImg8bit.png", image[..., ::-1])
+            _write(part / "gtFine" / split / family.city / f"{stem}_gtFine_labelIds.png", label)
+    if out.exists():
+        out.rmdir()
+    part.rename(out)
     return MiniCityReport(train, val)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipeline.data.labels import CITYSCAPES, IGNORE
+from pipeline.data.mini_city import tree
 from pipeline.data.mini_city.canvas import LABEL, SKY_DEPTH_M, Camera, Canvas
 from pipeline.data.mini_city.plan import HEIGHT_PX, TRAIN, VAL, WIDTH_PX, draw_light
 from pipeline.data.mini_city.tree import make_mini_city, render_scene
@@ -169,6 +170,25 @@ def test_a_place_that_holds_files_is_refused_and_left_alone(tmp_path, content):
     with pytest.raises(DatasetError, match="not an empty folder"):
         make_mini_city(out, train=1, val=1)
     assert kept.read_text() == "mine"
+
+
+def test_a_drawing_that_is_cut_off_leaves_no_city_and_the_next_one_is_whole(tmp_path, monkeypatch):
+    out, drawn = tmp_path / "out", []
+
+    def interrupted(family, rng):
+        drawn.append(family)
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return render_scene(family, rng)
+
+    monkeypatch.setattr(tree, "render_scene", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_mini_city(out, train=4, val=1)
+    assert not out.exists()
+    monkeypatch.undo()
+    make_mini_city(out, train=4, val=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert len(list(out.rglob("*_labelIds.png"))) == 5
 
 
 @pytest.fixture
