@@ -22,7 +22,7 @@ from pipeline.train.metrics import Scores
 from pipeline.train.profile import StepProfiler
 from pipeline.train.reduce import broadcast_buffers
 from pipeline.train.run import Run, assemble, save
-from pipeline.train.step import to_device
+from pipeline.train.step import LateFlag, to_device
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def fit(config: Config, shards: str, run_dir: Path, context: RunContext) -> FitR
         context.event("start", state.step, world_size=context.world.size, position=state.position)
         batches = run.loader.batches(state.position)
         profiler = StepProfiler(config.train.profile_steps, state.step, run_dir / "trace", context.world)
-        stop_wanted = torch.zeros((), device=run.device)
+        stop_wanted = LateFlag(torch.zeros(()))
         stopping = False
     while state.step < total and not stopping:
         with context.phase("data"):
@@ -73,7 +73,7 @@ def fit(config: Config, shards: str, run_dir: Path, context: RunContext) -> FitR
                 run.ema.update(run.model, state.step)
             profiler.step()
             # The wish of the step before: by now it has arrived, so reading it waits for nothing.
-            stopping, stop_wanted = bool(stop_wanted), agreement.stop
+            stopping, stop_wanted = stop_wanted.is_set(), agreement.stop
         last = state.step == total
         evaluate_due = last or state.step % config.train.evaluate_every == 0
         save_due = last or stopping or state.step % config.train.checkpoint_every == 0

@@ -8,14 +8,13 @@ rides on the same reduction, and nothing inside a step waits for the device.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import Config, TrainConfig
+from pipeline.config import Config
 from pipeline.data.loader import Batch
 from pipeline.model.losses import Denominators, LossTerms, count_labels, segmentation_losses
 from pipeline.model.segmenter import Segmenter
@@ -37,14 +36,34 @@ class MicroBatch:
     """First of this rank's positions: seeds the dropout."""
 
 
+class LateFlag:
+    """A number on its way from the device to the host; read a step later, it has long arrived.
+
+    Reading the tensor itself would wait for everything that the device was given since.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        self._host = value.to("cpu", non_blocking=True)
+        self._arrived = None
+        if value.device.type == "cuda":
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def is_set(self) -> bool:
+        """True for a number other than zero; waits for the copy alone."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return bool(self._host)
+
+
 @dataclass(frozen=True)
 class Agreement:
     """What all ranks know before a step."""
 
     denominators: Denominators
     """Counts over the whole global batch."""
-    stop: Tensor
-    """How many ranks were asked to stop, a 0-dim tensor on the device; read it a step late."""
+    stop: LateFlag
+    """Set where a rank was asked to stop."""
 
 
 def to_device(batch: Batch, device: torch.device) -> MicroBatch:
@@ -68,13 +87,6 @@ def supports_bfloat16(device: torch.device) -> bool:
     return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
 
 
-def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[None]:
-    """The autocast that `train.precision` asks for on this device."""
-    wanted = config.precision == "bfloat16" or (config.precision == "auto" and supports_bfloat16(device))
-    context: AbstractContextManager[None] = torch.autocast(device.type, torch.bfloat16, enabled=wanted)
-    return context
-
-
 class StepRunner:
     """Runs optimizer steps and keeps, on the device, what the curves will ask for."""
 
@@ -92,6 +104,8 @@ class StepRunner:
         self._model, self._optimizer, self._reduction = model, optimizer, reduction
         self._num_classes, self._world, self._device = num_classes, world, device
         self._head, self._optim, self._train = config.model.head, config.optim, config.train
+        precision = config.train.precision
+        self._bfloat16 = precision == "bfloat16" or (precision == "auto" and supports_bfloat16(device))
         self._terms = torch.zeros(len(LossTerms._fields), device=device, dtype=torch.float64)
         self._grad_norm = torch.zeros((), device=device, dtype=torch.float64)
         self._num_non_finite = torch.zeros((), device=device, dtype=torch.float64)
@@ -106,7 +120,7 @@ class StepRunner:
             local[:-1] += torch.stack(list(counts))
         local[-1] = float(stop_requested)
         total = all_reduce_sum(local, self._world)
-        return Agreement(Denominators(*total[:-1].unbind()), total[-1])
+        return Agreement(Denominators(*total[:-1].unbind()), LateFlag(total[-1]))
 
     def step(self, micro_batches: Sequence[MicroBatch], denominators: Denominators, step: int) -> None:
         """Do optimizer step `step` (0-based) on this rank's micro-batches of the global batch."""
@@ -116,7 +130,7 @@ class StepRunner:
         for index, micro in enumerate(micro_batches):
             self._seed_dropout(micro.position)
             with self._reduction.micro_batch(last=index == len(micro_batches) - 1):
-                with autocast(self._train, self._device):
+                with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
                     output = self._reduction.module(micro.image_B3HW, micro.label_BHW)
                 losses = segmentation_losses(output, micro.label_BHW, denominators, self._head)
                 self._reduction.backward(losses.total)

@@ -69,7 +69,7 @@ def run_case(case: dict, world: World) -> dict:
         "summary": runner.summary(0.25),
         "grads": {name: p.grad.clone() for name, p in model.named_parameters()},
         "state": {k: v.clone() for k, v in model.state_dict().items()},
-        "stop": float(agreement.stop),
+        "stop": agreement.stop.is_set(),
     }
 
 
