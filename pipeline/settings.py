@@ -91,8 +91,18 @@ def refuse_idle_settings(config: Config, typed: Iterable[str]) -> None:
         (head.lambda_inter == 0, {"delta", "p"}, "lambda_inter is 0", "a --model.head.lambda_inter above 0"),
         (head.lambda_intra == 0, {"q", "detach_center"}, "lambda_intra is 0",
          "a --model.head.lambda_intra above 0"),
+        (head.lambda_inter == head.lambda_intra == 0, {"n_min"}, "lambda_inter and lambda_intra are 0",
+         "one of them above 0"),
     )  # fmt: skip
     names = list(typed)
+    if config.data.loader_workers == 0 and "data.prefetch" in names:
+        raise ConfigError(
+            "nothing is read ahead without --data.loader_workers above 0: leave out --data.prefetch"
+        )
+    if config.optim.warmup_steps >= config.train.steps and "optim.warmup_steps" in names:
+        raise ConfigError(
+            f"--optim.warmup_steps {config.optim.warmup_steps} never ends within {config.train.steps} steps"
+        )
     for applies, idle_fields, reason, remedy in rules:
         idle = [name for name in names if name.startswith("model.head.") and name[11:] in idle_fields]
         if applies and idle:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import Any, TypeVar
 
 import cv2
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline.config import DataConfig
 from pipeline.data import augment as crops
 from pipeline.data.dataset import ShardDataset
-from pipeline.data.plan import EpochPlan
+from pipeline.data.plan import EpochPlan, rank_positions
 from pipeline.errors import CheckpointError
 from pipeline.world import World
 
@@ -110,15 +110,12 @@ class TrainLoader:
 
     def _rows(self, position: int) -> Iterator[tuple[int, int, int]]:
         """(position, shard, sample) of this rank's samples, without end."""
-        step = self._world.size
-        at = position + self._world.rank
-        while True:
-            positions = at + step * np.arange(_LOOKUP, dtype=np.int64)
+        for begin in count(position, self._world.size * _LOOKUP):
+            positions = rank_positions(begin, self._world, _LOOKUP)
             for here, (_, shard, sample) in zip(
                 positions.tolist(), self._plan.at(positions).tolist(), strict=True
             ):
                 yield here, shard, sample
-            at += step * _LOOKUP
 
     def _read(self, row: tuple[int, int, int]) -> _Crop:
         position, shard, sample = row

@@ -56,6 +56,18 @@ class Segmenter(nn.Module):
         return self.head.parameters()
 
 
+def channels_last(model: nn.Module) -> None:
+    """Lay the kernels out channels last, in place: what convolutions of (B, H, W, C) pictures want.
+
+    Not by `contiguous()`, which leaves 1x1 kernels as they are, with strides that their gradients do
+    not have: DDP would then copy each of them.
+    """
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            nhwc = torch.empty_like(parameter.data, memory_format=torch.channels_last)
+            parameter.data = nhwc.copy_(parameter.data)
+
+
 def build_segmenter(config: ModelConfig, num_classes: int) -> Segmenter:
     """A freshly initialised network; torch's seed decides its weights.
 

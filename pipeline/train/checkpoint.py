@@ -178,6 +178,17 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
     return None
 
 
+def set_aside_newer(run_dir: Path, folder: Path | None) -> None:
+    """Rename the damaged checkpoints that were walked past on the way to `folder`.
+
+    They stay on the disk for a person to look at, and no longer count as kept.
+    """
+    for newer in list_committed(run_dir):
+        if newer == folder:
+            return
+        newer.rename(newer.with_name(f"damaged-{newer.name}"))
+
+
 def best_checkpoint(run_dir: Path) -> Path | None:
     """The checkpoint whose own weights scored best in validation (a tie keeps the earlier one)."""
     best: tuple[float, Path] | None = None

@@ -8,6 +8,7 @@ so `evaluate.py` on the written model gives the same numbers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 
 import cv2
@@ -38,9 +39,18 @@ def predict_masks(model: Segmenter, images: list[NDArray[np.uint8]], sizes: list
     Logits are brought to full size one image at a time: K full-size planes are the largest tensors here.
     """
     batch_BHW3 = torch.from_numpy(np.stack(images)).to(device)
-    logits_BKhw = model(batch_BHW3.permute(0, 3, 1, 2)).logits_BKhw
+    with _full_float32(device):
+        logits_BKhw = model(batch_BHW3.permute(0, 3, 1, 2)).logits_BKhw
     for logits_Khw, size in zip(logits_BKhw, sizes, strict=True):
         yield _argmax_at(logits_Khw, size)
+
+
+def _full_float32(device: torch.device) -> AbstractContextManager[None]:
+    """On CUDA, convolutions without TF32, which cuDNN takes by default and which keeps ten bits."""
+    if device.type != "cuda":
+        return nullcontext()
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(enabled=True, benchmark=cudnn.benchmark, allow_tf32=False)
 
 
 def _argmax_at(logits_Khw: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:

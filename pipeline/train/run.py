@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import Config
+from pipeline.config import Config, require
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.loader import TrainLoader
 from pipeline.errors import CheckpointError, WorldStateError
-from pipeline.model.segmenter import Segmenter, build_segmenter
+from pipeline.model.segmenter import Segmenter, build_segmenter, channels_last
 from pipeline.settings import config_hash, to_dict
 from pipeline.train import checkpoint
 from pipeline.train.batch_norm import synchronize_batch_norm
@@ -28,8 +27,6 @@ from pipeline.train.reduce import broadcast_object, build_reduction
 from pipeline.train.state import TrainState
 from pipeline.train.step import StepRunner
 from pipeline.world import World
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -56,10 +53,20 @@ class Run:
 
 
 def pick_device(use_gpu: str, world: World) -> torch.device:
-    """The GPU of this rank among the visible ones, or the CPU."""
-    if use_gpu == "no" or not torch.cuda.is_available():
+    """The GPU of this rank among the visible ones, or the CPU.
+
+    Raises ConfigError where GPUs were asked for and torch has none, or has fewer than ranks: NCCL
+    refuses two ranks on one GPU. A single visible one is the rank's own, chosen by who launched it.
+    """
+    if use_gpu == "no" or (use_gpu == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    return torch.device("cuda", world.local_rank % torch.cuda.device_count())
+    num_gpus = torch.cuda.device_count()
+    require(num_gpus > 0, "launch.use_gpu is yes, but torch sees no GPU here; try --launch.use_gpu no")
+    require(
+        num_gpus == 1 or world.local_rank < num_gpus,
+        f"{world.local_size} ranks on a machine with {num_gpus} GPUs; start at most one a GPU",
+    )
+    return torch.device("cuda", world.local_rank if num_gpus > 1 else 0)
 
 
 def assemble(config: Config, shards: str, run_dir: Path, context: RunContext) -> Run:
@@ -99,12 +106,7 @@ def _build_model(config: Config, num_classes: int, world: World, device: torch.d
     model = build_segmenter(config.model, num_classes)
     if config.train.sync_batch_norm and world.size > 1:
         synchronize_batch_norm(model, device)
-    for parameter in model.parameters():
-        if parameter.ndim == 4:
-            # Not `contiguous()`: it leaves 1x1 kernels as they are, with strides that their gradients
-            # do not have, and DDP then copies each of them.
-            nhwc = torch.empty_like(parameter.data, memory_format=torch.channels_last)
-            parameter.data = nhwc.copy_(parameter.data)
+    channels_last(model)
     return model.to(device)
 
 
@@ -115,7 +117,10 @@ def _restore(
     """Fill model, EMA and optimizer from the newest whole checkpoint; rank 0 chooses it for all."""
     if world.is_main:
         checkpoint.remove_uncommitted(run_dir)
-    folder = broadcast_object(checkpoint.newest_checkpoint(run_dir) if world.is_main else None, world)
+    folder = checkpoint.newest_checkpoint(run_dir) if world.is_main else None
+    if world.is_main:
+        checkpoint.set_aside_newer(run_dir, folder)
+    folder = broadcast_object(folder, world)
     if folder is None:
         return TrainState()
     recorded = checkpoint.read_checkpoint(folder).state

@@ -62,6 +62,8 @@ def test_what_cannot_be_set_is_one_clear_line(typed, message):
         ),
         ({"model.head.fusion": "off", "model.head.n0": "0.01"}, "no scene centers"),
         ({"model.head.alpha": "0.5"}, "fusion gate"),
+        ({"data.prefetch": "8"}, "loader_workers"),
+        ({"optim.warmup_steps": "9999"}, "never ends"),
         ({"model.head.lambda_inter": "0", "model.head.delta": "0.1"}, "lambda_inter is 0"),
         ({"model.head.lambda_intra": "0", "model.head.q": "1"}, "lambda_intra is 0"),
     ],

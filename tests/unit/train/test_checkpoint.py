@@ -59,6 +59,17 @@ def test_a_damaged_checkpoint_is_walked_past(tmp_path, name, damage):
     assert checkpoint.newest_checkpoint(tmp_path) == older
 
 
+def test_damaged_checkpoints_are_set_aside_so_that_new_ones_are_kept(tmp_path):
+    kept = write(tmp_path, 5)
+    for step in (7, 8):
+        (write(tmp_path, step) / checkpoint.WEIGHTS).unlink()
+    checkpoint.set_aside_newer(tmp_path, checkpoint.newest_checkpoint(tmp_path))
+    written = write(tmp_path, 6)
+    checkpoint.prune(tmp_path, keep_last=2, best_step=None)
+    assert checkpoint.list_committed(tmp_path) == [written, kept]
+    assert len(list((tmp_path / "checkpoints").glob("damaged-*"))) == 2
+
+
 def test_a_folder_without_commit_does_not_exist(tmp_path):
     older = write(tmp_path, 5)
     newer = write(tmp_path, 6)

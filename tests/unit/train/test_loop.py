@@ -17,7 +17,7 @@ SETTINGS = {
     "data.input_height": 48, "data.input_width": 64, "data.crop_height": 32, "data.crop_width": 32,
     "model.backbone.base_width": 8, "model.head.dim": 16, "train.batch_global": 4, "train.steps": 6,
     "train.evaluate_every": 3, "train.checkpoint_every": 100, "train.precision": "float32",
-    "train.metrics_every": 1, "train.ema_decay": 0.9,
+    "train.metrics_every": 1, "train.ema_decay": 0.9, "launch.use_gpu": "no",
 }  # fmt: skip
 
 
