@@ -78,7 +78,7 @@ def main() -> None:
     StepRunner.step = noting_step
     loop.to_device = noting_to_device
     context = NotingContext(world, case["attempt"], case["stop_step"])
-    config = with_settings(recipe("laptop"), case["settings"])
+    config = with_settings(recipe("laptop"), case["settings"] | {"launch.use_gpu": "no"})
     result = fit(config, case["shards"], Path(case["run_dir"]), context)
     out = {"result": asdict(result), "consumed": consumed, "recorded": context.recorded}
     Path(case["log"]).write_text(json.dumps(out))

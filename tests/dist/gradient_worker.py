@@ -1,6 +1,6 @@
-"""One rank of the gradient comparison: a fixed global batch, one step a case; rank 0 saves the results.
+"""One rank of the comparison with one rank: a fixed global batch, one step a case, and an evaluation.
 
-argv: rank, world size, folder, JSON of the cases by name.
+argv: rank, world size, folder, JSON of the cases by name, shards. Rank 0 saves the results.
 """
 
 import json
@@ -11,8 +11,10 @@ import torch
 import torch.distributed as dist
 
 from pipeline.config import BackboneConfig, Config, HeadConfig, ModelConfig, OptimConfig, TrainConfig
+from pipeline.data.dataset import ShardDataset
 from pipeline.model.segmenter import build_segmenter
 from pipeline.train.batch_norm import synchronize_batch_norm
+from pipeline.train.evaluate import evaluate
 from pipeline.train.optim import build_optimizer
 from pipeline.train.reduce import build_reduction
 from pipeline.train.step import MicroBatch, StepRunner
@@ -82,6 +84,12 @@ def main() -> None:
         )
     cases = json.loads(sys.argv[4])
     results = {name: run_case(case, World(rank, size, rank, size)) for name, case in cases.items()}
+    torch.manual_seed(11)
+    untrained = build_segmenter(ModelConfig(BackboneConfig(depth=18, base_width=8), HeadConfig(dim=8)), 19)
+    validation = ShardDataset.open(sys.argv[5], "val")
+    world = World(rank, size, rank, size)
+    confusion, _ = evaluate(untrained, validation, (48, 64), world, torch.device("cpu"), batch_size=2)
+    results["evaluation"] = {"confusion": torch.from_numpy(confusion)}
     if rank == 0:
         torch.save(results, folder / f"world{size}.pt")
     if size > 1:

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.train import checkpoint
 
@@ -22,7 +23,9 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def run_attempt(shards: str, run_dir: Path, size: int, attempt: str, stop_step: int | None = None) -> list:
+def run_attempt(
+    shards: str, run_dir: Path, size: int, attempt: str, stop_step: int | None = None, **more
+) -> list:
     """What each rank reports of one attempt."""
     run_dir.mkdir(exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -30,7 +33,7 @@ def run_attempt(shards: str, run_dir: Path, size: int, attempt: str, stop_step: 
     for rank in range(size):
         logs.append(run_dir / f"{attempt}-{rank}.json")
         case = {
-            "rank": rank, "size": size, "shards": shards, "run_dir": str(run_dir), "settings": SETTINGS,
+            "rank": rank, "size": size, "shards": shards, "run_dir": str(run_dir), "settings": SETTINGS | more,
             "stop_step": stop_step if rank == size - 1 else None, "attempt": attempt, "log": str(logs[-1]),
         }  # fmt: skip
         ranks.append(subprocess.Popen([sys.executable, WORKER, json.dumps(case)], env=environment))
@@ -91,3 +94,17 @@ def test_a_run_that_is_finished_already_does_nothing_more(attempts, shards):
     (again,) = run_attempt(shards, run_dir, 1, "again")
     assert again["consumed"] == []
     assert again["result"]["miou"] == reports[-1][0]["result"]["miou"]
+
+
+def test_two_ranks_stopped_and_resumed_end_bit_for_bit_as_undisturbed(shards, tmp_path):
+    # Every rank's own BatchNorm statistics, of which rank 0's are kept; accumulation; averaged weights.
+    more = {"train.sync_batch_norm": False, "train.accumulation": 3, "train.steps": 7}
+    run_attempt(shards, tmp_path / "whole", 2, "a", **more)
+    run_attempt(shards, tmp_path / "parts", 2, "a", stop_step=2, **more)
+    run_attempt(shards, tmp_path / "parts", 2, "b", **more)
+    newest = [checkpoint.newest_checkpoint(tmp_path / name) for name in ("whole", "parts")]
+    assert [checkpoint.step_of(folder) for folder in newest] == [7, 7]
+    for name in (checkpoint.WEIGHTS, checkpoint.AVERAGED, checkpoint.OPTIMIZER):
+        expected, found = (checkpoint.read_tensors(folder, name) for folder in newest)
+        assert expected.keys() == found.keys()
+        assert [key for key in expected if not torch.equal(expected[key], found[key])] == []

@@ -1,4 +1,4 @@
-"""Loss and every gradient of 2 and 3 ranks are those of 1 rank on the same global batch (float64)."""
+"""2 and 3 ranks do what 1 rank does: loss and every gradient (float64), and the confusion matrix."""
 
 import json
 import os
@@ -27,11 +27,11 @@ HEADS = {
 WORLD_SIZES = (2, 3)
 
 
-def run_ranks(size: int, folder: Path, cases: dict) -> dict:
+def run_ranks(size: int, folder: Path, cases: dict, shards: str) -> dict:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     ranks = [
         subprocess.Popen(
-            [sys.executable, WORKER, str(rank), str(size), folder, json.dumps(cases)], env=environment
+            [sys.executable, WORKER, str(rank), str(size), folder, json.dumps(cases), shards], env=environment
         )
         for rank in range(size)
     ]
@@ -40,15 +40,24 @@ def run_ranks(size: int, folder: Path, cases: dict) -> dict:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> dict[int, dict]:
+def results(tmp_path_factory, shards) -> dict[int, dict]:
     """By world size, by case: (head, world size that the labels are hard for)."""
     folder = tmp_path_factory.mktemp("ranks")
     cases = {
         size: {f"{name}-{size}": {"head": head, "ignored_modulus": size} for name, head in HEADS.items()}
         for size in WORLD_SIZES
     }
-    one = run_ranks(1, folder, {name: case for group in cases.values() for name, case in group.items()})
-    return {1: one} | {size: run_ranks(size, folder, cases[size]) for size in WORLD_SIZES}
+    every = {name: case for group in cases.values() for name, case in group.items()}
+    one = run_ranks(1, folder, every, shards)
+    return {1: one} | {size: run_ranks(size, folder, cases[size], shards) for size in WORLD_SIZES}
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_evaluation_on_several_ranks_counts_what_one_rank_counts(results, world_size):
+    # Five images: slices are uneven, and a repeat in place of an omission would show.
+    one, many = (results[size]["evaluation"]["confusion"] for size in (1, world_size))
+    assert one.sum() == 5 * 48 * 64
+    assert torch.equal(one, many)
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
