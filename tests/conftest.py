@@ -1,5 +1,6 @@
 """Small real data that tests share: a tree in Cityscapes' layout, and its shards."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -8,6 +9,7 @@ import pytest
 
 from pipeline.data.labels import CITYSCAPES
 from pipeline.data.pack import pack_cityscapes
+from pipeline.world import World
 
 TRAIN_IMAGES, VAL_IMAGES = 13, 5
 IMAGE_HEIGHT, IMAGE_WIDTH = 48, 64
@@ -46,3 +48,40 @@ def shards(cityscapes_tree, tmp_path_factory) -> str:
     out = tmp_path_factory.mktemp("shards") / "tiny"
     pack_cityscapes(str(cityscapes_tree), str(out), ("train", "val"), samples_per_shard=4)
     return str(out)
+
+
+class Surroundings:
+    """A RunContext in memory; asks to stop at the given step."""
+
+    world, tracking = World(), ""
+
+    def __init__(self, attempt="a", stop_step=None):
+        self.attempt, self.stop_step = attempt, stop_step
+        self.points, self.events, self.pictures, self.steps_begun = {}, [], {}, 0
+
+    def phase(self, name):
+        return nullcontext()
+
+    def stop_requested(self):
+        self.steps_begun += 1
+        return self.stop_step is not None and self.steps_begun >= self.stop_step
+
+    def metrics(self, step, values):
+        for key, value in values.items():
+            assert (key, step) not in self.points, "each point of a curve is recorded once"
+            self.points[key, step] = value
+
+    def event(self, name, step, **fields):
+        self.events.append((name, step))
+
+    def picture(self, key, step, image_HW3):
+        self.pictures[key, step] = image_HW3
+
+    def table(self, key, step, columns, rows):
+        assert all(len(row) == len(columns) for row in rows)
+
+
+@pytest.fixture
+def surroundings() -> type[Surroundings]:
+    """Makes RunContexts in memory: `surroundings(attempt, stop_step)`."""
+    return Surroundings

@@ -1,7 +1,6 @@
 """`fit()` on one rank: bit-equal after a stop, honest about broken losses, refusing other runs' state."""
 
 import json
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from pipeline.recipes import recipe
 from pipeline.settings import with_settings
 from pipeline.train import checkpoint, metrics, run, step
 from pipeline.train.loop import fit
-from pipeline.world import World
 
 SETTINGS = {
     "data.input_height": 48, "data.input_width": 64, "data.crop_height": 32, "data.crop_width": 32,
@@ -19,37 +17,6 @@ SETTINGS = {
     "train.evaluate_every": 3, "train.checkpoint_every": 100, "train.precision": "float32",
     "train.metrics_every": 1, "train.ema_decay": 0.9, "launch.use_gpu": "no",
 }  # fmt: skip
-
-
-class Surroundings:
-    """A RunContext in memory; asks to stop at the given step."""
-
-    world, tracking = World(), ""
-
-    def __init__(self, attempt="a", stop_step=None):
-        self.attempt, self.stop_step = attempt, stop_step
-        self.points, self.events, self.pictures, self.steps_begun = {}, [], {}, 0
-
-    def phase(self, name):
-        return nullcontext()
-
-    def stop_requested(self):
-        self.steps_begun += 1
-        return self.stop_step is not None and self.steps_begun >= self.stop_step
-
-    def metrics(self, step, values):
-        for key, value in values.items():
-            assert (key, step) not in self.points, "each point of a curve is recorded once"
-            self.points[key, step] = value
-
-    def event(self, name, step, **fields):
-        self.events.append((name, step))
-
-    def picture(self, key, step, image_HW3):
-        self.pictures[key, step] = image_HW3
-
-    def table(self, key, step, columns, rows):
-        assert all(len(row) == len(columns) for row in rows)
 
 
 def config(**settings):
@@ -71,10 +38,10 @@ def newest_tensors(run_dir):
     return {f"{name}:{k}": v for name in names for k, v in checkpoint.read_tensors(folder, name).items()}
 
 
-def test_a_stopped_and_resumed_run_ends_bit_for_bit_as_the_undisturbed_one(shards, tmp_path):
-    whole = Surroundings()
+def test_a_stopped_and_resumed_run_ends_bit_for_bit_as_the_undisturbed_one(shards, tmp_path, surroundings):
+    whole = surroundings()
     fit(config(), shards, tmp_path / "whole", whole)
-    first, second = Surroundings("a", stop_step=1), Surroundings("b")
+    first, second = surroundings("a", stop_step=1), surroundings("b")
     stopped = fit(config(), shards, tmp_path / "parts", first)
     assert (stopped.status, stopped.step) == ("preempted", 2)
     ended = fit(config(), shards, tmp_path / "parts", second)
@@ -90,21 +57,21 @@ def test_a_stopped_and_resumed_run_ends_bit_for_bit_as_the_undisturbed_one(shard
     }
 
 
-def test_what_a_person_will_look_at_is_recorded(shards, tmp_path):
-    surroundings = Surroundings()
-    result = fit(config(train__pictures=2), shards, tmp_path, surroundings)
-    assert {step for key, step in surroundings.points if key == metrics.LOSS} == {1, 2, 3, 4, 5, 6}
-    assert {step for key, step in surroundings.points if key == metrics.VAL_MIOU} == {3, 6}
-    assert surroundings.points[metrics.VAL_MIOU, result.best_step] == result.miou
-    assert surroundings.pictures.keys() == {(f"val_pred/scene{i}", s) for i in (0, 1) for s in (3, 6)}
-    assert surroundings.pictures["val_pred/scene0", 3].shape == (48, 3 * 64, 3)
-    assert surroundings.events[0] == ("start", 0)
-    assert ("commit", 6) in surroundings.events
+def test_what_a_person_will_look_at_is_recorded(shards, tmp_path, surroundings):
+    context = surroundings()
+    result = fit(config(train__pictures=2), shards, tmp_path, context)
+    assert {step for key, step in context.points if key == metrics.LOSS} == {1, 2, 3, 4, 5, 6}
+    assert {step for key, step in context.points if key == metrics.VAL_MIOU} == {3, 6}
+    assert context.points[metrics.VAL_MIOU, result.best_step] == result.miou
+    assert context.pictures.keys() == {(f"val_pred/scene{i}", s) for i in (0, 1) for s in (3, 6)}
+    assert context.pictures["val_pred/scene0", 3].shape == (48, 3 * 64, 3)
+    assert context.events[0] == ("start", 0)
+    assert ("commit", 6) in context.events
 
 
 @pytest.mark.parametrize("checkpoint_every", [1, 100])
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
-    shards, tmp_path, monkeypatch, checkpoint_every
+    shards, tmp_path, monkeypatch, checkpoint_every, surroundings
 ):
     rate = step.learning_rate
     monkeypatch.setattr(
@@ -112,7 +79,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
     )
     settings = config(optim__name="sgd", train__checkpoint_every=checkpoint_every)
     with pytest.raises(NonFiniteLossError, match=r"by step [45] .*--optim\.lr"):
-        fit(settings, shards, tmp_path, Surroundings())
+        fit(settings, shards, tmp_path, surroundings())
     committed = checkpoint.list_committed(tmp_path)
     assert committed
     for folder in committed:
@@ -120,16 +87,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
         assert all(value.isfinite().all() for value in weights.values())
 
 
-def test_a_checkpoint_of_another_order_or_model_is_refused(shards, tmp_path):
-    fit(config(train__steps=1), shards, tmp_path, Surroundings())
+def test_a_checkpoint_of_another_order_or_model_is_refused(shards, tmp_path, surroundings):
+    fit(config(train__steps=1), shards, tmp_path, surroundings())
     with pytest.raises(CheckpointError, match=r"seed"):
-        fit(config(train__steps=2, train__seed=1), shards, tmp_path, Surroundings("b"))
+        fit(config(train__steps=2, train__seed=1), shards, tmp_path, surroundings("b"))
     with pytest.raises(CheckpointError, match="another model"):
-        fit(config(train__steps=2, model__head__dim=24), shards, tmp_path, Surroundings("c"))
+        fit(config(train__steps=2, model__head__dim=24), shards, tmp_path, surroundings("c"))
 
 
-def test_a_full_disk_is_one_clear_error_and_loses_no_earlier_checkpoint(shards, tmp_path, monkeypatch):
-    fit(config(train__steps=2), shards, tmp_path, Surroundings())
+def test_a_full_disk_is_one_clear_error_and_loses_no_earlier_checkpoint(
+    shards, tmp_path, monkeypatch, surroundings
+):
+    fit(config(train__steps=2), shards, tmp_path, surroundings())
     before = checkpoint.newest_checkpoint(tmp_path)
 
     def disk_is_full(*_):
@@ -137,25 +106,25 @@ def test_a_full_disk_is_one_clear_error_and_loses_no_earlier_checkpoint(shards, 
 
     monkeypatch.setattr(run.checkpoint, "save_file", disk_is_full)
     with pytest.raises(WorldStateError, match="No space left on device; make room"):
-        fit(config(train__steps=4), shards, tmp_path, Surroundings("b"))
+        fit(config(train__steps=4), shards, tmp_path, surroundings("b"))
     assert checkpoint.newest_checkpoint(tmp_path) == before
 
 
 @pytest.mark.parametrize("kind", ["plain", "ccs"])
-def test_training_learns(shards, tmp_path, kind):
+def test_training_learns(shards, tmp_path, kind, surroundings):
     settings = config(
         train__steps=40, train__evaluate_every=40, optim__lr=5e-3, data__augment__photometric=False,
         model__head__kind=kind,
     )  # fmt: skip
-    surroundings = Surroundings()
-    fit(settings, shards, tmp_path, surroundings)
-    curve = [surroundings.points[metrics.LOSS_CE, step] for step in range(1, 41)]
+    context = surroundings()
+    fit(settings, shards, tmp_path, context)
+    curve = [context.points[metrics.LOSS_CE, step] for step in range(1, 41)]
     assert sum(curve[-5:]) < 0.8 * sum(curve[:5])
 
 
-def test_a_trace_is_written_on_request(shards, tmp_path):
+def test_a_trace_is_written_on_request(shards, tmp_path, surroundings):
     settings = config(train__profile_steps=2, train__steps=13, train__evaluate_every=13)
-    fit(settings, shards, tmp_path, Surroundings())
+    fit(settings, shards, tmp_path, surroundings())
     (trace,) = (tmp_path / "trace").glob("*.json")
     names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
     assert "aten::conv2d" in names

@@ -1,0 +1,70 @@
+"""What only a GPU can show; skipped, with the reason, where there is none."""
+
+import math
+
+import pytest
+import torch
+
+from pipeline.config import BackboneConfig, HeadConfig, ModelConfig, OptimConfig
+from pipeline.model.segmenter import build_segmenter, channels_last
+from pipeline.recipes import recipe
+from pipeline.settings import with_settings
+from pipeline.train import checkpoint, metrics
+from pipeline.train.batch_norm import synchronize_batch_norm
+from pipeline.train.loop import fit
+from pipeline.train.optim import build_optimizer
+from pipeline.train.step import LateFlag, supports_bfloat16
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU here")
+CUDA = torch.device("cuda", 0)
+SMALL = ModelConfig(BackboneConfig(depth=18, base_width=8), HeadConfig(dim=16))
+
+
+def test_a_flag_is_read_as_it_was_set_while_the_device_is_busy():
+    busy = torch.randn(4096, 4096, device=CUDA)
+    flags = [LateFlag(torch.tensor(float(wish), device=CUDA)) for wish in (0, 1)]
+    for _ in range(20):
+        busy = busy @ busy
+    assert [flag.is_set() for flag in flags] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_restored_optimizer_continues_bit_for_bit(name):
+    def step(model, optimizer):
+        for index, parameter in enumerate(model.parameters()):
+            generator = torch.Generator(CUDA).manual_seed(index)
+            parameter.grad = torch.randn(parameter.shape, generator=generator, device=CUDA)
+        optimizer.step()
+
+    model, other = (build_segmenter(SMALL, 5).to(CUDA) for _ in range(2))
+    channels_last(model), channels_last(other)
+    optimizer, restored = (build_optimizer(OptimConfig(name=name), m) for m in (model, other))
+    step(model, optimizer)
+    tensors = {k: v.cpu() for k, v in checkpoint.optimizer_tensors(model, optimizer).items()}
+    other.load_state_dict(model.state_dict())
+    checkpoint.restore_optimizer(other, restored, tensors)
+    step(model, optimizer)
+    step(other, restored)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_batch_norm_over_ranks_is_torchs_fused_one():
+    model = synchronize_batch_norm(build_segmenter(SMALL, 5), CUDA)
+    kinds = {type(module) for module in model.modules() if "BatchNorm" in type(module).__name__}
+    assert kinds == {torch.nn.SyncBatchNorm}
+
+
+def test_fit_trains_stops_and_goes_on(shards, tmp_path, surroundings):
+    settings = {
+        "data.input_height": 48, "data.input_width": 64, "data.crop_height": 32, "data.crop_width": 32,
+        "model.backbone.base_width": 8, "model.head.dim": 16, "train.batch_global": 4, "train.steps": 8,
+        "train.evaluate_every": 4, "train.metrics_every": 1, "train.ema_decay": 0.9, "launch.use_gpu": "yes",
+    }  # fmt: skip
+    config = with_settings(recipe("laptop"), settings)
+    assert supports_bfloat16(CUDA)
+    stopped = fit(config, shards, tmp_path, surroundings("a", 2))
+    ended = surroundings("b", None)
+    assert (stopped.status, fit(config, shards, tmp_path, ended).status) == ("preempted", "ok")
+    losses = [value for (key, _), value in ended.points.items() if key == metrics.LOSS]
+    assert losses
+    assert all(math.isfinite(loss) for loss in losses)
