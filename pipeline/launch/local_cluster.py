@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any
 
 import psutil
+import torch
 
 from pipeline.errors import WorldStateError
 
@@ -92,11 +93,14 @@ class LocalCluster:
         with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - our own http address
             return json.loads(answer.read() or b"null")
 
-    def submit(self, submission: str, runtime_env: dict[str, Any], entrypoint: list[str]) -> None:
-        """Submit a job by `ray job submit`; raises WorldStateError with Ray's words where it fails."""
+    def submit(self, submission: str, code: Path, runtime_env: dict[str, Any], entrypoint: list[str]) -> None:
+        """Submit a job by `ray job submit`; its working directory is a copy of `code`.
+
+        Raises WorldStateError with Ray's words where it fails.
+        """
         command = [*_ray(), "job", "submit", "--no-wait", "--submission-id", submission]
         command += ["--address", self.jobs_address, "--runtime-env-json", json.dumps(runtime_env)]
-        command += ["--working-dir", ".", "--", *entrypoint]
+        command += ["--working-dir", str(code), "--", *entrypoint]
         done = subprocess.run(  # noqa: S603 - our own command
             command, env=self.environment, capture_output=True, text=True, stdin=subprocess.DEVNULL,
             check=False, start_new_session=True,
@@ -109,6 +113,10 @@ class LocalCluster:
         """The file that the job's output goes to."""
         return self._ray_folder / "session_latest" / "logs" / f"job-driver-{submission}.log"
 
+    def head_lives(self) -> bool:
+        """False once the head's process ended."""
+        return self._head is not None and self._head.poll() is None
+
     @property
     def _ray_folder(self) -> Path:
         # Ray opens its temporary folder to everybody; the one around it stays closed.
@@ -116,7 +124,7 @@ class LocalCluster:
 
     def stop(self) -> None:
         """End everything that the cluster started, politely and then not, and remove its folder."""
-        if self._head is not None and self._head.poll() is None:
+        if self._head is not None and self.head_lives():
             self._head.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._head.wait(STOP_TIMEOUT_S)
@@ -164,7 +172,7 @@ class LocalCluster:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         }
 
-    def _start(self) -> None:
+    def _head_flags(self) -> list[str]:
         flags = [f"--{name}={port}" for name, port in self._ports.items()]
         flags += ["--min-worker-port=0", "--max-worker-port=0", f"--node-ip-address={LOOPBACK}"]
         flags += [
@@ -174,10 +182,14 @@ class LocalCluster:
         ]
         # Samples never go through the object store; Ray would reserve a third of the memory.
         flags += [f"--num-cpus={self.num_cpus}", "--object-store-memory=100000000"]
+        # Ray counts the machine's GPUs, which a CPU build of torch, or an old driver, cannot use.
+        return flags if torch.cuda.is_available() else [*flags, "--num-gpus=0"]
+
+    def _start(self) -> None:
         log = self.folder / "head.log"
         with log.open("wb") as output:
             self._head = subprocess.Popen(  # noqa: S603 - our own command
-                [*_ray(), "start", "--head", "--block", "--disable-usage-stats", *flags],
+                [*_ray(), "start", "--head", "--block", "--disable-usage-stats", *self._head_flags()],
                 env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True,  # Ctrl-C is ours to hear: the job checkpoints first
             )  # fmt: skip

@@ -9,21 +9,26 @@ from __future__ import annotations
 import os
 import secrets
 import shlex
-import subprocess
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ConfigError, Preempted, WorldStateError
+from pipeline.launch.child_job import run_child
 from pipeline.launch.command_line import parse_flags
-from pipeline.launch.job import Result, read_result, run_job, tell
+from pipeline.launch.job import Result, run_job, tell
 from pipeline.launch.job_follower import JobFollower
 from pipeline.launch.local_cluster import LocalCluster
 from pipeline.launch.stop_signals import StopSignals
 from pipeline.launch.train_job import FIELDS, Request, git_commit, read_request
 
 ROOT = Path(__file__).resolve().parents[2]
+DEFAULT_RUNS = "runs"
+"""The Makefile's RUNS, in the checkout."""
+UPLOADED = ("pipeline", "jobs")
+"""Folders of the checkout that a job needs."""
 STOP_WAIT_S = 600
 """Longest that a stopped job may take to end its step, or its evaluation, and checkpoint."""
 
@@ -38,7 +43,7 @@ class MakeFlags:
     """Settings to begin from; the train job's default without it."""
     workers: str = ""
     """Ranks; up to two without it."""
-    runs: str = "runs"
+    runs: str = DEFAULT_RUNS
     """Folder of data sets and runs."""
 
 
@@ -50,6 +55,8 @@ class Plan:
     words: list[str]
     tree: Path
     generated: bool
+    variables: str
+    """What `make` must be told to find the same runs: `RUNS=…`, or nothing."""
 
 
 def make_plan(flags: MakeFlags, more: Sequence[str]) -> Plan:
@@ -68,7 +75,8 @@ def make_plan(flags: MakeFlags, more: Sequence[str]) -> Plan:
     request = read_request(words)
     if not any(word.partition("=")[0] == "--name" for word in more):
         words += ["--name", request.name]  # made up here, to be able to say how to go on
-    return Plan(request, words, tree, generated)
+    variables = "" if runs == ROOT / DEFAULT_RUNS else f"RUNS={shlex.quote(str(runs))}"
+    return Plan(request, words, tree, generated, variables)
 
 
 def make_train(result: Result, flags: MakeFlags, more: Sequence[str]) -> None:
@@ -94,21 +102,15 @@ def _prepare(plan: Plan, signals: StopSignals) -> Result:
 def _run_job(job: str, words: Sequence[str], signals: StopSignals) -> Result:
     """The RESULT of a job that needs no cluster, its lines shown as they come."""
     command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *words]
-    result: Result | None = None
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own
-        assert process.stdout is not None
-        for line in process.stdout:
-            if signals.stop_wanted():
-                process.terminate()
-            found = read_result([line])
-            if found is not None:
-                result = found
-            else:
-                _say(line.rstrip("\n").partition("; now type")[0])  # the next job follows by itself
+
+    def show(line: str) -> None:
+        _say(line.partition("; now type")[0])  # the next job follows by itself
+
+    code, result = run_child(command, show, signals.stop_wanted)
     if signals.stop_wanted():
         raise Preempted("stopped before training began; type the same again to begin")
     if result is None:
-        raise WorldStateError(f"{job} ended with {process.returncode} and without a RESULT line")
+        raise WorldStateError(f"{job} ended with {code} and without a RESULT line")
     return result
 
 
@@ -122,9 +124,8 @@ def _run_on_ray(plan: Plan, signals: StopSignals) -> Result:
     }
     _say(f"[make]  run {plan.request.name}: starting a Ray head of its own")
     with LocalCluster(num_cpus=len(os.sched_getaffinity(0))) as cluster:
-        cluster.submit(
-            submission, {"env_vars": environment}, ["python", "jobs/train_cityscapes.py", *plan.words]
-        )
+        command = ["python", "jobs/train_cityscapes.py", *plan.words]
+        cluster.submit(submission, copy_code(cluster.folder / "code"), {"env_vars": environment}, command)
         follower = JobFollower(cluster, submission, _say)
         status = follower.follow(signals.stop_wanted)
     left = [process.pid for process in cluster.processes()]
@@ -135,15 +136,26 @@ def _run_on_ray(plan: Plan, signals: StopSignals) -> Result:
     return follower.result
 
 
+def copy_code(folder: Path) -> Path:
+    """The folder, with a copy of what a job needs and nothing else.
+
+    Ray would upload whatever lies in the checkout, be it a data set or all runs.
+    """
+    for name in UPLOADED:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
 def _say_next(plan: Plan, result: Result) -> None:
     """What to type next: to look, to predict, to go on."""
     if result["exit_code"] == Preempted.exit_code:
-        typed = shlex.join([*plan.words[4:]])
-        variables = "" if plan.generated else f"CITYSCAPES={shlex.quote(str(plan.tree))} "
-        _say(f"[next]  make train {variables}ARGS={shlex.quote(typed)}   goes on from the checkpoint")
+        words = ["make train", "" if plan.generated else f"CITYSCAPES={shlex.quote(str(plan.tree))}"]
+        words += [plan.variables, f"ARGS={shlex.quote(shlex.join(plan.words[4:]))}"]
+        _say(f"[next]  {' '.join(filter(None, words))}   goes on from the checkpoint")
     if result["exit_code"] != 0 or not result["model_uri"]:
         return
-    _say("[next]  make ui   shows curves, pictures and the registered models")
+    look = " ".join(filter(None, ["make ui", plan.variables]))
+    _say(f"[next]  {look}   shows curves, pictures and the registered models")
     pictures = sorted((plan.tree / "leftImg8bit" / plan.request.config.data.val_split).glob("*/*.*"))
     if pictures:
         predict = [_shown(Path(sys.executable)), "jobs/predict.py", "--model", str(result["model_uri"])]

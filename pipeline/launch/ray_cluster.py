@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from pipeline.errors import WorldStateError
 from pipeline.launch.paths import inside_ray_job
 from pipeline.launch.workers import Room
@@ -51,6 +53,8 @@ def connected() -> Iterator[Room]:
             runtime_env=environment,
             log_to_driver=False,  # rank 0's lines are shown by the driver, bare and once
             logging_level=logging.WARNING,
+            # Ray counts the machine's GPUs, which a CPU build of torch cannot use.
+            num_gpus=0 if address == "local" and not torch.cuda.is_available() else None,
             include_dashboard=False if address == "local" else None,
         )
     except (ConnectionError, TimeoutError) as error:
