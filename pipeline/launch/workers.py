@@ -28,8 +28,8 @@ class Workers:
 def plan_workers(typed: int | None, config: Config, room: Room) -> Workers:
     """The worker group that was asked for; without a number, one a GPU, or up to two on CPUs.
 
-    Raises ConfigError, with the number that fits, where the cluster is too small: Ray would wait
-    for the missing CPUs for ever.
+    Without a number it is the largest one that also divides the batch. Raises ConfigError, with the
+    number that fits, where the cluster is too small: Ray would wait for the missing CPUs for ever.
     """
     cpus_each = config.launch.threads_per_worker + config.data.loader_workers
     if typed is not None and typed < 1:
@@ -38,13 +38,9 @@ def plan_workers(typed: int | None, config: Config, room: Room) -> Workers:
         config.launch.use_gpu == "auto" and room.gpus >= max(1, typed or 1)
     )
     fits = min(room.cpus // cpus_each, room.gpus) if use_gpu else room.cpus // cpus_each
-    wanted = typed or max(1, fits if use_gpu else min(2, fits))
+    wanted = typed or _largest_divisor(config, fits if use_gpu else min(2, fits))
     if wanted > fits:
-        cure = (
-            f"--workers {fits} fits"
-            if fits
-            else "lower --data.loader_workers or --launch.threads_per_worker, or take a larger cluster"
-        )
+        cure = f"--workers {fits} fits" if fits else _cure(use_gpu, room)
         gpu, gpus = (" and a GPU", f" and {room.gpus} GPUs") if use_gpu else ("", "")
         raise ConfigError(
             f"--workers {wanted} does not fit: each takes {cpus_each} CPUs ({config.data.loader_workers} "
@@ -52,3 +48,15 @@ def plan_workers(typed: int | None, config: Config, room: Room) -> Workers:
         )
     config.train.micro_batch_per_rank(wanted)
     return Workers(wanted, cpus_each, use_gpu)
+
+
+def _largest_divisor(config: Config, most: int) -> int:
+    """The largest number up to `most`, and at least 1, by which a micro-batch of all ranks divides."""
+    micro_batch_global = config.train.batch_global // config.train.accumulation
+    return next((n for n in range(most, 1, -1) if micro_batch_global % n == 0), 1)
+
+
+def _cure(use_gpu: bool, room: Room) -> str:
+    if use_gpu and room.gpus == 0:
+        return "type --launch.use_gpu no to train on CPUs"
+    return "lower --data.loader_workers or --launch.threads_per_worker, or take a larger cluster"

@@ -22,6 +22,11 @@ def config(**settings: object) -> Config:
         (None, {"data__loader_workers": 2}, Room(16, 4), Workers(4, 3, use_gpu=True)),
         (2, {}, Room(16, 4), Workers(2, 1, use_gpu=True)),
         (8, {}, Room(16, 4), Workers(8, 1, use_gpu=False)),
+        (None, {"train__batch_global": 8}, Room(16, 3), Workers(2, 1, use_gpu=True)),
+        (None, {"train__batch_global": 8}, Room(16, 6), Workers(4, 1, use_gpu=True)),
+        (None, {"train__batch_global": 8}, Room(16, 16), Workers(8, 1, use_gpu=True)),
+        (None, {"train__batch_global": 6, "train__accumulation": 2}, Room(8, 4), Workers(3, 1, use_gpu=True)),
+        (None, {"train__batch_global": 5}, Room(8, 0), Workers(1, 1, use_gpu=False)),
         (2, {"launch__use_gpu": "no"}, Room(16, 4), Workers(2, 1, use_gpu=False)),
     ],
 )
@@ -38,13 +43,14 @@ def test_workers_are_the_typed_number_or_what_the_cluster_offers(
         (2, {"data__loader_workers": 1}, Room(2, 0), "--workers 1 fits"),
         (1, {"data__loader_workers": 4}, Room(2, 0), "lower --data.loader_workers"),
         (8, {"launch__use_gpu": "yes"}, Room(64, 4), "--workers 4 fits"),
-        (1, {"launch__use_gpu": "yes"}, Room(64, 0), "0 GPUs"),
+        (1, {"launch__use_gpu": "yes"}, Room(64, 0), "0 GPUs; type --launch.use_gpu no"),
+        (None, {"launch__use_gpu": "yes"}, Room(64, 0), "0 GPUs; type --launch.use_gpu no"),
         (0, {}, Room(2, 0), "--workers must be at least 1"),
         (3, {}, Room(4, 0), "try --train.batch_global 15"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_number_that_does(
-    typed: int, settings: dict[str, object], room: Room, words: str
+    typed: int | None, settings: dict[str, object], room: Room, words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         plan_workers(typed, config(**settings), room)
