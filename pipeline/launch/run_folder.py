@@ -7,6 +7,7 @@ for one config, so running it again goes on with it or tells what it gave.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -16,12 +17,15 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError, WorldStateError
 from pipeline.settings import config_hash, flatten, from_dict, to_dict
 
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+"""How flock says that another process has the lock."""
+LEASE_TRIES = 5
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -44,22 +48,7 @@ def lease(run_dir: Path) -> Iterator[None]:
     Raises WorldStateError where another live job holds it. The lock belongs to the open file, so it
     ends with this process, however that dies.
     """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        file = (run_dir / "lease").open("a+", encoding="utf-8")
-    except OSError as error:
-        raise WorldStateError(
-            f"cannot write to {run_dir}: {error.strerror}; choose another --runs"
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise WorldStateError(
-                f"run {run_dir.name} is held by a live job ({file.read().strip() or 'just started'}); "
-                "wait for it, stop it, or choose another --name"
-            ) from error
+    with _held_file(run_dir) as file:
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -70,6 +59,57 @@ def lease(run_dir: Path) -> Iterator[None]:
                 (run_dir / "lease").unlink(missing_ok=True)
                 with suppress(OSError):
                     run_dir.rmdir()
+
+
+def _held_file(run_dir: Path) -> TextIO:
+    """The open and locked lease of the run's folder.
+
+    A holder whose run never began removes lease and folder when it ends. A lock that was won on a
+    removed file holds nothing, so the path is looked at again afterwards.
+    """
+    path = run_dir / "lease"
+    for _ in range(LEASE_TRIES):
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+", encoding="utf-8")
+        except FileNotFoundError:
+            continue  # the folder was removed in between
+        except OSError as error:
+            raise WorldStateError(
+                f"cannot write to {run_dir}: {error.strerror}; choose another --runs"
+            ) from error
+        try:
+            _lock(file, run_dir)
+            if _is_at(file, path):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+    raise WorldStateError(f"{path} is removed again and again; choose another --name")
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(file: TextIO, run_dir: Path) -> None:
+    """Raises WorldStateError where the file is locked, or where the file system has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in HELD:
+            raise WorldStateError(
+                f"cannot lock {run_dir / 'lease'}: {error.strerror}; choose --runs on another file system"
+            ) from error
+        file.seek(0)
+        raise WorldStateError(
+            f"run {run_dir.name} is held by a live job ({file.read().strip() or 'just started'}); "
+            "wait for it, stop it, or choose another --name"
+        ) from error
 
 
 def identity(config: Config, recorded: Mapping[str, Any]) -> dict[str, Any]:

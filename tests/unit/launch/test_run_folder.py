@@ -1,13 +1,18 @@
 import dataclasses
+import errno
+import fcntl
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
 from pipeline.config import Config, HeadConfig, LaunchConfig, ModelConfig, TrackingConfig
 from pipeline.errors import ConfigError, WorldStateError
+from pipeline.launch import run_folder
 from pipeline.launch.run_folder import (
     finished_result,
     identity,
@@ -61,6 +66,34 @@ def test_lease_leaves_no_folder_where_nothing_began(tmp_path: Path) -> None:
     with lease(tmp_path / "run"):
         write_json(tmp_path / "run" / "config.json", identity(Config(), {}))
     assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_lock_won_on_a_removed_file_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir, tries = tmp_path / "run", []
+    real = fcntl.flock
+
+    def removed_first(file: TextIO, flags: int) -> None:
+        tries.append(flags)
+        if len(tries) == 1:  # the holder before ends between our open and our lock
+            (run_dir / "lease").unlink()
+            run_dir.rmdir()
+        real(file, flags)
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", removed_first)
+    with lease(run_dir):
+        assert len(tries) == 2
+        assert f"pid {os.getpid()}" in (run_dir / "lease").read_text()
+
+
+def test_file_system_without_locks_is_not_taken_for_a_live_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(file: TextIO, flags: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", no_locks)
+    with pytest.raises(WorldStateError, match=r"cannot lock .*No locks available"), lease(tmp_path / "run"):
+        pass
 
 
 def test_same_settings_go_on_and_launch_settings_may_change(tmp_path: Path) -> None:
