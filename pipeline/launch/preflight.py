@@ -41,7 +41,7 @@ def check_run(config: Config, shards: str, run_dir: Path) -> Checked:
         dataset.preflight()
     parameters = count_parameters(config, train.classes.num_classes)
     needed = bytes_needed(config, parameters)
-    check_space(run_dir, needed)
+    check_space(run_dir, max(needed - bytes_written(run_dir), RECORDS_BYTES))
     return Checked(train.manifest.id, len(train), parameters, needed)
 
 
@@ -62,6 +62,12 @@ def bytes_needed(config: Config, parameters: int) -> int:
     checkpoints = config.train.keep_last + 2  # the best one, and one being written
     copies = checkpoints * (1 + moments + averaged) + 3
     return copies * parameters * FLOAT_BYTES + RECORDS_BYTES
+
+
+def bytes_written(run_dir: Path) -> int:
+    """Bytes that the run's checkpoints and exported model take already, which a resumed run replaces."""
+    folders = (run_dir / "checkpoints", run_dir / "export")
+    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
 
 def check_space(run_dir: Path, needed_bytes: int) -> None:

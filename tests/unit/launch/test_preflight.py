@@ -1,8 +1,12 @@
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 
 from pipeline.config import BackboneConfig, Config, ModelConfig, OptimConfig, TrainConfig
+from pipeline.errors import WorldStateError
+from pipeline.launch import preflight
 from pipeline.launch.preflight import bytes_needed, check_run, count_parameters
 from pipeline.model.segmenter import build_segmenter
 
@@ -32,3 +36,22 @@ def test_facts_of_a_run_that_can_start(shards: Path, tmp_path: Path) -> None:
     checked = check_run(Config(model=TINY), str(shards), tmp_path / "runs" / "x")
     assert checked.num_samples == 4
     assert not (tmp_path / "runs").exists()
+
+
+def test_resumed_run_needs_no_second_room_for_the_checkpoints_that_it_has(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run_dir = Config(model=TINY), tmp_path / "x"
+    needed = bytes_needed(config, count_parameters(config, 19))
+    written = (needed - preflight.RECORDS_BYTES) // 2
+    checkpoint = run_dir / "checkpoints" / "step_00000001-a"
+    checkpoint.mkdir(parents=True)
+    free = needed - written
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(WorldStateError, match=f"{free} bytes free, and this run needs {needed} bytes"):
+        check_run(config, str(shards), run_dir)
+    (checkpoint / "model.safetensors").write_bytes(bytes(written))
+    check_run(config, str(shards), run_dir)
+    free -= 1
+    with pytest.raises(WorldStateError, match="no space"):
+        check_run(config, str(shards), run_dir)
