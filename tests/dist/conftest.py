@@ -84,9 +84,9 @@ def ray_environment(ray_head: LocalCluster) -> dict[str, str]:
 TINY = shlex.split(
     "--data.input_height 32 --data.input_width 64 --data.crop_height 32 --data.crop_width 64 "
     "--model.backbone.base_width 8 --model.head.dim 16 --optim.warmup_steps 2 --train.batch_global 4 "
-    "--train.metrics_every 2 --train.pictures 1 --train.log_every_s 1"
+    "--train.metrics_every 2 --train.pictures 1 --train.log_every_s 1 --launch.use_gpu no"
 )
-"""Settings of a network that takes some ten milliseconds a step."""
+"""Settings of a network that takes some ten milliseconds a step, on a machine with GPUs too."""
 
 
 @pytest.fixture(scope="session")

@@ -118,7 +118,7 @@ def test_finished_run_of_other_settings_is_refused_with_3(
     write_json(tmp_path / "x" / "config.json", held)
     result, line = refuse(capsys, "--shards", str(shards), "--runs", str(tmp_path), "--name", "x")
     assert result["exit_code"] == 3
-    assert "--train.steps 1500, now" in line
+    assert f"--train.steps {recipe('camvid').train.steps}, now" in line
 
 
 def test_name_of_a_live_job_is_refused_with_3(
