@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 FOLDER = "journal"
 START = "start"
@@ -155,9 +155,18 @@ def read_journal(run_dir: Path) -> list[Record]:
 
 
 def committed_step(records: Sequence[Record]) -> int:
-    """The newest step that a durable checkpoint holds; 0 before the first."""
-    steps = (r.step for r in records if isinstance(r, Event) and r.name in (START, COMMIT))
-    return max(steps, default=0)
+    """The newest step that a durable checkpoint holds; 0 before the first.
+
+    Each start says what was whole then: one at a smaller step means that what was committed, or
+    restored, after that step turned out to be damaged.
+    """
+    step = 0
+    for record in records:
+        if isinstance(record, Event) and record.name == START:
+            step = record.step
+        elif isinstance(record, Event) and record.name == COMMIT:
+            step = max(step, record.step)
+    return step
 
 
 def _rolled_back(record: Record, resumed: int) -> bool:
@@ -173,13 +182,13 @@ def _number(path: Path) -> int:
 def _read_lines(path: Path) -> list[Record]:
     *lines, torn = path.read_bytes().split(b"\n")
     if torn:
-        _log.debug("%s ends in a torn line of %d bytes", path, len(torn))
+        logger.debug("%s ends in a torn line of %d bytes", path, len(torn))
     records: list[Record] = []
     for number, line in enumerate(lines, start=1):
         try:
             records.append(_from_json(json.loads(line)))
         except (ValueError, KeyError, TypeError) as error:
-            _log.warning("%s line %d cannot be read and is left out (%s)", path, number, error)
+            logger.warning("%s line %d cannot be read and is left out (%s)", path, number, error)
     return records
 
 

@@ -14,7 +14,7 @@ from pipeline.tracking.mlflow_store import RunDescription, Status
 
 PENDING = "mlflow-pending.json"
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def save_pending(description: RunDescription, status: Status, artifacts: Sequenc
         part.write_text(json.dumps(content, default=str))
         part.replace(path)
     except OSError as error:
-        _log.warning("[event] cannot note in %s what MLflow lacks: %s", path, error.strerror)
+        logger.warning("[event] cannot note in %s what MLflow lacks: %s", path, error.strerror)
 
 
 def load_pending(run_dir: Path) -> Pending | None:
@@ -59,7 +59,7 @@ def load_pending(run_dir: Path) -> Pending | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        _log.warning("[event] %s cannot be read (%s); MLflow stays as it is", path, error)
+        logger.warning("[event] %s cannot be read (%s); MLflow stays as it is", path, error)
         return None
 
 

@@ -90,6 +90,21 @@ def test_a_second_restart_rolls_back_both_earlier_attempts(tmp_path: Path) -> No
     assert steps(tmp_path) == [1, 2]
 
 
+def test_a_start_before_an_earlier_start_says_what_is_still_whole(tmp_path: Path) -> None:
+    for attempt, resumed, last, commits in (("a", 0, 9, [5, 7]), ("b", 7, 9, []), ("c", 5, 8, [])):
+        journal = Journal(tmp_path, attempt)
+        journal.event("start", resumed)
+        for step in range(resumed + 1, last + 1):
+            journal.metrics(step, {"x": step})
+        for step in commits:
+            journal.event("commit", step)
+        journal.close()
+    records = read_journal(tmp_path)
+    assert committed_step(records) == 5, "the checkpoint of step 7, which b began from, is damaged by now"
+    assert steps(tmp_path) == list(range(1, 9))
+    assert committed_step([*records, Event("commit", 8)]) == 8
+
+
 def test_an_attempt_that_dies_before_it_starts_rolls_nothing_back(tmp_path: Path) -> None:
     first = Journal(tmp_path, "a")
     first.event("start", 0)
