@@ -13,7 +13,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 from mlflow.entities import Metric
@@ -39,7 +39,7 @@ from pipeline.tracking.mlflow_store import (
 )
 from pipeline.tracking.pending import forget_pending, load_pending, save_pending
 from pipeline.tracking.server import tracking_uri
-from pipeline.tracking.system_metrics import SystemSampler
+from pipeline.tracking.system_metrics import SAMPLE_PREFIX, SystemSampler
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class MlflowRun:
         self._sampler = SystemSampler(description.runs_dir)
         self._sent: Sent | None = None  # None: MLflow must be asked what it holds
         self._known = Sent()  # what was last known to be there, for the line about what is pending
+        self._first_sample_step: int | None = None  # of this job's first system sample, for all of its time
         self._tables: dict[str, tuple[int, float]] = {}
         self._queue: list[tuple[Path, str]] = []
         self._lock = threading.Lock()
@@ -98,13 +99,6 @@ class MlflowRun:
         if self.tracking_uri.startswith("http") and self.run_id is not None:
             return f"{self.tracking_uri.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
         return self.tracking_uri
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags of the run, as soon as the server takes them."""
-        with self._lock:
-            merged = {**self._description.tags, **tags}
-            self._description = dataclasses.replace(self._description, tags=merged)
-            self._described = False
 
     def set_note(self, note: str) -> None:
         """Replace the text on the run's page, as soon as the server takes it."""
@@ -141,8 +135,8 @@ class MlflowRun:
 
     def _work(self) -> None:
         while not self._ended.is_set():
+            self._sampler.sample()
             try:
-                self._sampler.sample()
                 self._ship()
                 if self._failures:
                     logger.info("[event] MLflow at %s answers again", self.tracking_uri)
@@ -187,11 +181,15 @@ class MlflowRun:
         if self._sent is None:
             self._sent = store.sent(self.run_id)
             self._known = self._sent
+        if self._first_sample_step is None:
+            self._first_sample_step = 1 + _newest_sample(self._sent)
         self._opened.set()
         began_s = time.thread_time()
         records = _due(read_journal(self._description.run_dir), status)
         self._reading_s = time.thread_time() - began_s
-        self._ship_points(store, self.run_id, self._sent, records)
+        self._ship_points(store, self.run_id, self._sent, _points(records, self._sent.points))
+        self._ship_points(store, self.run_id, self._sent, self._sampler.waiting(self._first_sample_step))
+        self._sampler.clear()
         self._ship_pictures(store, self.run_id, self._sent, records)
         self._ship_tables(store, self.run_id, records)
         self._ship_artifacts(store, self.run_id)
@@ -216,15 +214,10 @@ class MlflowRun:
         for line in changed:
             logger.info("[event] param %s (MLflow keeps the first value; config.json has the new one)", line)
 
-    def _ship_points(self, store: MlflowStore, run_id: str, sent: Sent, records: list[Record]) -> None:
-        for batch in batches(_points(records, sent.points)):
+    def _ship_points(self, store: MlflowStore, run_id: str, sent: Sent, points: list[Metric]) -> None:
+        for batch in batches(point for point in points if (point.key, point.step) not in sent.points):
             store.send_metrics(run_id, batch)
             sent.points.update((point.key, point.step) for point in batch)
-        first = 1 + max((step for key, step in sent.points if key.startswith("system/")), default=-1)
-        for batch in batches(self._sampler.waiting(first)):
-            store.send_metrics(run_id, batch)
-            sent.points.update((point.key, point.step) for point in batch)
-        self._sampler.clear()
 
     def _ship_pictures(self, store: MlflowStore, run_id: str, sent: Sent, records: list[Record]) -> None:
         for record in records:
@@ -286,6 +279,11 @@ def _due(records: list[Record], status: Status | None) -> list[Record]:
         return records
     limit = committed_step(records)
     return [record for record in records if record.step <= limit]
+
+
+def _newest_sample(sent: Sent) -> int:
+    """The number of the last system sample that MLflow holds from earlier jobs; -1 for none."""
+    return max((step for key, step in sent.points if key.startswith(SAMPLE_PREFIX)), default=-1)
 
 
 def _points(records: list[Record], sent: Collection[tuple[str, int]] = ()) -> list[Metric]:

@@ -13,7 +13,7 @@ from pipeline.config import Config
 from pipeline.settings import flatten, to_dict
 from pipeline.tracking.dataset_source import DatasetInfo
 from pipeline.tracking.journal import Journal
-from pipeline.tracking.mlflow_store import RunDescription
+from pipeline.tracking.mlflow_store import MlflowStore, RunDescription
 from pipeline.tracking.mlflow_sync import MlflowRun
 
 MANIFEST = "3f9c" * 16
@@ -42,7 +42,7 @@ def describe(runs_dir: Path, name: str, config: Config | None = None) -> RunDesc
         params=flatten(config),
         config=to_dict(config),
         datasets=(info,),
-        tags={"git.commit": "abc"},
+        tags={"git.commit": "abc", "device": "cpu"},
         note="first line",
     )
 
@@ -116,7 +116,6 @@ def test_the_same_name_in_another_folder_is_another_run(runs_dir: Path) -> None:
 def test_a_run_tells_its_settings_data_and_experiment_view(runs_dir: Path) -> None:
     run = open_run(describe(runs_dir, "facts"))
     run.set_note("mIoU 0.61\nsecond")
-    run.set_tags({"device": "cpu"})
     assert run.finish("FINISHED", 60) is None
     client = MlflowClient(run.tracking_uri)
     stored = client.get_run(run.run_id)
@@ -200,6 +199,27 @@ def test_a_thousand_points_and_more_fit_several_requests(runs_dir: Path) -> None
     assert run.finish("FINISHED", 60) is None
     assert [s for s, _ in history(run, "a")] == list(range(1, 601))
     assert [s for s, _ in history(run, "b")] == list(range(1, 601))
+
+
+def test_a_system_sample_whose_answer_was_lost_arrives_once(
+    runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, lost = MlflowStore.send_metrics, []
+
+    def send_and_lose_the_first_answer(self, run_id, points) -> None:
+        send(self, run_id, points)
+        if not lost:
+            lost.append(len(points))
+            raise ConnectionError("the answer was lost")
+
+    monkeypatch.setattr(MlflowStore, "send_metrics", send_and_lose_the_first_answer)
+    for jobs in (1, 2):
+        run = open_run(describe(runs_dir, "samples"))
+        assert run.finish("FINISHED", 60) is None
+        found = MlflowClient(run.tracking_uri).get_metric_history(run.run_id, "system/disk_usage_percentage")
+        assert len({m.timestamp for m in found}) == len(found) >= jobs
+        assert [m.step for m in found] == list(range(len(found))), "a later job goes on counting"
+    assert lost
 
 
 def test_a_broken_store_neither_raises_nor_blocks_and_says_what_is_pending(
