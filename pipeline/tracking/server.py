@@ -23,6 +23,7 @@ def be_impatient() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("mlflow.store").setLevel(logging.WARNING)  # two lines on a new database
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # what a GPU does not tell, each time
     logging.getLogger("alembic").setLevel(logging.WARNING)  # one line a migration of a new database
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a warning a retry
 
