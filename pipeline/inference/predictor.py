@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.data.loader import resize_input
 from pipeline.errors import CheckpointError
 from pipeline.inference.model_uri import model_folder
-from pipeline.model.segmenter import Segmenter, build_segmenter
+from pipeline.model.segmenter import Segmenter, build_segmenter, channels_last
 from pipeline.train.checkpoint import ModelCard, read_model
 from pipeline.train.evaluate import predict_masks
 
@@ -48,6 +48,7 @@ class Predictor:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"the weights in {folder} do not fit its model.json: {reason}") from error
+        channels_last(model)  # as in training: other kernels round differently
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return cls(card, model.to(device).eval(), device)
 
