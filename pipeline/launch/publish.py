@@ -20,10 +20,11 @@ import cv2
 import numpy as np
 from mlflow import MlflowClient
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from pipeline.config import Config
 from pipeline.data.decode import decode_rgb
-from pipeline.errors import CheckpointError, without_credentials
+from pipeline.errors import CheckpointError, PipelineError, without_credentials
 from pipeline.inference.export import encode_png, export_model, save_served_model
 from pipeline.inference.predictor import Predictor
 from pipeline.tracking.card import ModelFacts, model_card, run_note
@@ -43,6 +44,8 @@ table = pandas.DataFrame({"image": [Path(picture).read_bytes()]})
 Path(mask).write_bytes(mlflow.pyfunc.load_model(uri).predict(table)["mask"][0])
 """
 LOAD_TIMEOUT_S = 120
+PROMOTION_TIMEOUT_S = 45.0
+"""How much longer to wait for an alias that is being moved: an answer is worth more than a guess."""
 EXPORT = "export"
 """Folder, below a run's, of its best model."""
 
@@ -52,7 +55,7 @@ class Published:
     """Where the best model is now."""
 
     model_uri: str | None
-    """`models:/NAME/VERSION`, or the exported folder where it was not registered."""
+    """`models:/NAME/VERSION`, or the folder that holds it where it was not registered."""
     version: str | None
     line: str
     """One line for a person."""
@@ -64,11 +67,25 @@ def publish_best(
     """Export the best checkpoint of a run and register it, within `timeout_s` for MLflow's part.
 
     The alias @challenger moves only after the stored model, loaded by a new process that does not see
-    this checkout, predicted the same mask as the checkpoint.
+    this checkout, predicted the same mask as the checkpoint. Raises nothing for a disk or a file that
+    refuses: the line says what happened, and the model is still in its checkpoint.
     """
-    checkpoint = best_checkpoint(run_dir) or newest_checkpoint(run_dir)
-    if checkpoint is None:
-        return Published(None, None, "no checkpoint, so no model to publish")
+    checkpoint = None
+    try:
+        checkpoint = best_checkpoint(run_dir) or newest_checkpoint(run_dir)
+        if checkpoint is None:
+            return Published(None, None, "no checkpoint, so no model to publish")
+        return _export_and_publish(run_dir, run, config, git_commit, checkpoint, timeout_s)
+    except (OSError, SafetensorError, PipelineError) as error:
+        # safetensors has an error of its own for a full disk
+        kept = str(checkpoint) if checkpoint else None
+        line = f"the model is not published ({one_line_of(error)}); it stays in {kept or run_dir}"
+        return Published(kept, None, line)
+
+
+def _export_and_publish(
+    run_dir: Path, run: MlflowRun, config: Config, git_commit: str, checkpoint: Path, timeout_s: float
+) -> Published:
     export_model(checkpoint, run_dir / EXPORT)
     predictor = Predictor.from_folder(checkpoint)
     facts = model_facts(run_dir, predictor, config, git_commit)
@@ -90,8 +107,7 @@ def _publish(
     what = dataclasses.replace(what, metrics=_scores_at(run_dir, predictor.card.step))
     attempt = _Registering(tracking_uri(run_dir.parent), what, exported, predictor)
     attempt.start()
-    attempt.join(timeout_s)
-    return attempt.outcome or _unregistered(exported, f"MLflow did not answer within {timeout_s:.0f}s")
+    return attempt.outcome_within(timeout_s)
 
 
 def model_facts(run_dir: Path, predictor: Predictor, config: Config, git_commit: str) -> ModelFacts:
@@ -157,14 +173,32 @@ class _Registering(threading.Thread):
     def __init__(self, tracking: str, what: Registration, exported: Path, predictor: Predictor) -> None:
         super().__init__(name="register", daemon=True)
         self._tracking, self._what, self._exported, self._predictor = tracking, what, exported, predictor
-        self.outcome: Published | None = None
+        self._outcome: Published | None = None
+        self._lock = threading.Lock()
+        self._cancelled = self._promoting = False
+
+    def outcome_within(self, timeout_s: float) -> Published:
+        """What came of it; after the time-out the thread makes no version and moves no alias any more."""
+        self.join(timeout_s)
+        with self._lock:
+            self._cancelled = not self._promoting
+        if self._promoting:
+            self.join(PROMOTION_TIMEOUT_S)  # too late to call it back
+        reason = f"MLflow did not answer within {timeout_s:.0f}s"
+        if self._promoting:
+            reason += f"; @challenger may yet move to {self._what.name}'s newest version"
+        return self._outcome or _unregistered(self._exported, reason)
 
     def run(self) -> None:
         """Register, prove, promote."""
         try:
-            self.outcome = self._register()
+            self._outcome = self._register()
         except Exception as error:  # noqa: BLE001 - whatever MLflow does, the training was a success
-            self.outcome = _unregistered(self._exported, f"{type(error).__name__}: {one_line_of(error)}")
+            self._outcome = _unregistered(self._exported, f"{type(error).__name__}: {one_line_of(error)}")
+
+    def _raise_if_cancelled(self) -> None:
+        if self._cancelled:
+            raise TimeoutError("nobody waits for it any more")
 
     def _register(self) -> Published:
         be_impatient()
@@ -175,12 +209,16 @@ class _Registering(threading.Thread):
                 self._what,
                 lambda folder, model_id: save_served_model(self._exported, folder, model_id),
                 Path(temporary) / "model",
+                self._raise_if_cancelled,
             )
         uri = f"models:/{name}/{version}"
         if is_proven(client, name, version):
             return Published(uri, version, f"{uri} is registered already, and was loaded back then")
         if not same_mask(uri, self._tracking, self._predictor):
             raise CheckpointError(f"{uri} predicts another mask than its checkpoint; @challenger stays")
+        with self._lock:
+            self._raise_if_cancelled()
+            self._promoting = True
         promote(client, name, version)
         where = without_credentials(self._tracking)
         return Published(uri, version, f"registered {uri} as @challenger after loading it back from {where}")

@@ -46,11 +46,16 @@ class Registration:
 
 
 def register(
-    client: MlflowClient, what: Registration, save: Callable[[Path, str], None], folder: Path
+    client: MlflowClient,
+    what: Registration,
+    save: Callable[[Path, str], None],
+    folder: Path,
+    before_version: Callable[[], None] = lambda: None,
 ) -> str:
     """The number of the registered version; `save` writes the model folder for a logged-model id.
 
-    A version that holds the same weights of the same run is reused.
+    A version that holds the same weights of the same run is reused. `before_version` is called when the
+    upload is over and may raise, so that no version is made that nobody waits for any more.
     """
     # A database's registry looks a logged model up in whichever store this process calls its own.
     mlflow.set_tracking_uri(client.tracking_uri)
@@ -71,6 +76,7 @@ def register(
     client.log_outputs(what.run_id, [LoggedModelOutput(logged.model_id, what.step)])
     for key, (value, time_s) in what.metrics.items():
         client.log_metric(what.run_id, key, value, int(time_s * 1000), what.step, model_id=logged.model_id)
+    before_version()
     version = client.create_model_version(
         what.name,
         source=f"models:/{logged.model_id}",

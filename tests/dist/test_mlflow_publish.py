@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipeline.settings import flatten, to_dict
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.mlflow_store import RunDescription
 from pipeline.tracking.mlflow_sync import MlflowRun
+from pipeline.tracking.registry import Registration
 from pipeline.train.checkpoint import STATE, WEIGHTS, ModelCard, write_checkpoint
 
 MODEL = ModelConfig(BackboneConfig(base_width=8), HeadConfig(dim=16))
@@ -173,3 +175,73 @@ def test_a_stored_model_that_predicts_otherwise_never_gets_the_alias(
     assert done.model_uri == str(runs / "other" / "export"), "the whole model is still at hand"
     assert int(client(runs).get_model_version_by_alias("mini-ccs", "challenger").version) == 1
     assert json.loads((runs / "other" / "export" / "model.json").read_text())["step"] == 5
+
+
+@pytest.mark.parametrize("obstacle", ["export", "checkpoint"])
+def test_a_disk_or_a_file_that_refuses_costs_one_line_and_the_model_stays(
+    tmp_path: Path, obstacle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = write_model(tmp_path / "demo", 5, 0.9, seed=0)
+    if obstacle == "export":
+        (tmp_path / "demo" / "export").touch()  # a file where the folder must go
+    else:
+        monkeypatch.setattr(publish, "best_checkpoint", lambda _: checkpoint)
+        (checkpoint / WEIGHTS).write_bytes(b"damaged after it was chosen")
+    runs = RunDescription(tmp_path, tmp_path / "demo", "demo", "test", {}, {})
+    done = publish.publish_best(tmp_path / "demo", MlflowRun(runs), CONFIG, "c0ffee")
+    assert done.model_uri == str(checkpoint)
+    assert done.version is None
+    assert "the model is not published" in done.line
+    assert str(checkpoint) in done.line
+    assert "\n" not in done.line
+
+
+class Registry:
+    """A registry that halts at one of its steps until `gate` opens, and remembers what was done."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, halt: str) -> None:
+        self.halt, self.done, self.gate = halt, [], threading.Event()
+        monkeypatch.setattr(publish, "MlflowClient", lambda uri: None)
+        monkeypatch.setattr(publish, "register", self.register)
+        monkeypatch.setattr(publish, "is_proven", lambda *_: False)
+        monkeypatch.setattr(publish, "same_mask", lambda *_: self.reach("prove"))
+        monkeypatch.setattr(publish, "promote", lambda *_: self.reach("promote"))
+
+    def reach(self, step: str) -> bool:
+        if step == self.halt:
+            assert self.gate.wait(20)
+        self.done.append(step)
+        return True
+
+    def register(self, client, what, save, folder, before_version) -> str:
+        self.reach("upload")
+        before_version()
+        self.reach("version")
+        return "1"
+
+
+@pytest.mark.parametrize(
+    ("halt", "done"), [("upload", ["upload"]), ("prove", ["upload", "version", "prove"])]
+)
+def test_after_its_time_out_a_registration_makes_no_version_and_moves_no_alias(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halt: str, done: list[str]
+) -> None:
+    registry = Registry(monkeypatch, halt)
+    attempt = publish._Registering("sqlite://", Registration("m", "r", "e", 1, "", ""), tmp_path, None)
+    attempt.start()
+    assert "MLflow did not answer within" in attempt.outcome_within(0.2).line
+    registry.gate.set()
+    attempt.join(20)
+    assert not attempt.is_alive()
+    assert registry.done == done
+
+
+def test_an_alias_that_is_being_moved_at_the_time_out_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(monkeypatch, "promote")
+    attempt = publish._Registering("sqlite://", Registration("m", "r", "e", 1, "", ""), tmp_path, None)
+    attempt.start()
+    threading.Timer(0.5, registry.gate.set).start()
+    assert attempt.outcome_within(0.2).model_uri == "models:/m/1"
+    assert registry.done[-1] == "promote"
