@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ import numpy as np
 from pipeline.tracking.confusion_picture import row_shares
 from pipeline.tracking.journal import Event, Metrics, Picture, Record, Table, read_journal
 from pipeline.tracking.svg_chart import Points, line_chart, shown
+
+logger = logging.getLogger(__name__)
 
 REPORT = "report.html"
 CONFUSION, PER_CLASS = "confusion", "iou_per_class"
@@ -51,8 +54,25 @@ transform:rotate(180deg);padding:6px 2px}img{max-width:100%;border-radius:6px;im
 """
 
 
-def write_report(run_dir: Path, title: str, facts: Mapping[str, object], config: Mapping[str, Any]) -> Path:
-    """`<run_dir>/report.html`, replaced as a whole; `facts` are shown at the top, in their order."""
+def write_report(
+    run_dir: Path, title: str, facts: Mapping[str, object], config: Mapping[str, Any]
+) -> Path | None:
+    """`<run_dir>/report.html`, replaced as a whole; `facts` are shown at the top, in their order.
+
+    Raises nothing for a disk that refuses: one line says so, and the answer is None.
+    """
+    path = run_dir / REPORT
+    try:
+        page = _page(run_dir, title, facts, config)
+        part = path.with_suffix(".part")
+        part.write_text(page, encoding="utf-8")
+        return part.replace(path)
+    except OSError as error:
+        logger.warning("[event] cannot write the report %s (%s); the journal has all of it", path, error)
+        return None
+
+
+def _page(run_dir: Path, title: str, facts: Mapping[str, object], config: Mapping[str, Any]) -> str:
     records = read_journal(run_dir)
     tables = {r.key: r for r in records if isinstance(r, Table)}
     sections = {
@@ -70,16 +90,12 @@ def write_report(run_dir: Path, title: str, facts: Mapping[str, object], config:
         if value is not None
     )
     written = time.strftime("%Y-%m-%d %H:%M")
-    page = (
+    return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>"
         f'<div class="soft">written {written}</div><div class="facts">{boxes}</div>{body}</body></html>\n'
     )
-    path = run_dir / REPORT
-    part = path.with_suffix(".part")
-    part.write_text(page, encoding="utf-8")
-    return part.replace(path)
 
 
 def _charts(records: Sequence[Record]) -> str:

@@ -84,7 +84,7 @@ def test_a_run_that_recorded_nothing_still_has_a_report(tmp_path: Path) -> None:
 
 
 def test_a_report_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    write_report(tmp_path, "First", {}, {})
+    assert write_report(tmp_path, "First", {}, {}) == tmp_path / "report.html"
     write_report(tmp_path, "Second", {}, {})
     assert "First" not in (tmp_path / "report.html").read_text()
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
@@ -128,3 +128,14 @@ def test_the_first_four_lines_of_a_note_are_plain_and_say_what_matters() -> None
     assert card.startswith(headline(facts))
     assert "| fence | absent |" in card
     assert "models:/x@challenger" in card
+
+
+def test_a_disk_that_refuses_the_report_costs_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_run(tmp_path)
+    (tmp_path / "report.part").mkdir()  # in the way
+    assert write_report(tmp_path, "Run", {}, {}) is None
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "cannot write the report" in line
+    assert "\n" not in line
