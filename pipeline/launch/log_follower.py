@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
 
@@ -54,4 +54,4 @@ class LogFollower:
             self._begun()
         self._offset += len(whole)
         for line in whole.decode("utf-8", errors="replace").splitlines():
-            _log.info("%s", line)
+            logger.info("%s", line)

@@ -38,7 +38,7 @@ from pipeline.tracking.journal import Journal, Metrics, committed_step, read_jou
 from pipeline.train.loop import fit
 from pipeline.world import World
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 BUGS = (
     AssertionError,
@@ -137,7 +137,7 @@ def _attempt(launch: Launch, attempt: str, signals: StopSignals, begun: Callable
         asked = False
         while not outcome.wait(0.1):
             if signals.stop_wanted() and not asked:
-                _log.info("[event] asked to stop: checkpointing at the end of the step")
+                logger.info("[event] asked to stop: checkpointing at the end of the step")
                 request_stop(launch.run_dir, attempt)
                 asked = True
     return outcome.value()
@@ -248,7 +248,7 @@ def _note_restart(journal: Journal, failure: Failure | None) -> None:
     seconds = time.monotonic() - failure.noticed_s
     repeated = failure.reached - failure.resumed
     journal.event("restart", failure.resumed, lost=failure.lost, seconds=seconds, repeated=repeated)
-    _log.info(
+    logger.info(
         "[event] %s → restarted in %.1fs at step %d, %d steps repeated",
         failure.lost, seconds, failure.resumed, repeated,
     )  # fmt: skip

@@ -26,6 +26,8 @@ from pipeline.settings import config_hash, flatten, from_dict, to_dict
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 """How flock says that another process has the lock."""
 LEASE_TRIES = 5
+GIT_COMMIT = "git_commit"
+"""Key of result.json beside the RESULT's own: the code that trained, for a model registered later."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

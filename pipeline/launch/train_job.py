@@ -29,12 +29,13 @@ from pipeline.launch.run_folder import (
     run_name,
     write_json,
 )
+from pipeline.launch.setting_flags import split_settings
 from pipeline.launch.stop_signals import StopSignals
 from pipeline.launch.workers import plan_workers
 from pipeline.recipes import recipe
 from pipeline.settings import with_settings
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 FIELDS = (
     "miou", "pixel_accuracy", "step", "samples_per_s", "data_wait_share", "run_id", "tracking_uri",
@@ -42,6 +43,7 @@ FIELDS = (
 )  # fmt: skip
 """The train job's own keys of its RESULT line."""
 
+MODEL_NAME = "tracking.registered_model"
 NOT_YET = ("--init-from", "--extend")
 """Flags of the interface that this version does not have."""
 
@@ -78,6 +80,8 @@ class Request:
     name: str
     workers: int | None
     preflight_only: bool
+    name_typed: bool = False
+    """Whether the name to register under was typed, and is not just the recipe's."""
 
     @property
     def run_dir(self) -> Path:
@@ -92,11 +96,12 @@ def read_request(argv: Sequence[str]) -> Request:
             raise ConfigError(f"{token.partition('=')[0]} is not in this version yet; train without it")
     flags, config = parse_with_settings(TrainFlags, argv, _base_config)
     if flags.register is not None:
-        config = with_settings(config, {"tracking.registered_model": flags.register})
+        config = with_settings(config, {MODEL_NAME: flags.register})
+    name_typed = flags.register is not None or MODEL_NAME in split_settings(argv)[1]
     shards, runs = resolve_path("--shards", flags.shards), resolve_path("--runs", flags.runs)
     check_local_paths(shards, runs)
     name = run_name(flags.name, config)
-    return Request(config, shards, Path(runs), name, flags.workers, flags.preflight_only)
+    return Request(config, shards, Path(runs), name, flags.workers, flags.preflight_only, name_typed)
 
 
 def train(result: Result, argv: Sequence[str]) -> None:
@@ -109,15 +114,17 @@ def train(result: Result, argv: Sequence[str]) -> None:
         refuse_other_run(request.run_dir, wanted)
         finished = finished_result(request.run_dir)
         if finished is not None:
-            result.update(finished)
-            _log.info("[done]  run=%s is finished already, with these settings: nothing to do", request.name)
+            # MLflow takes seconds to import.
+            from pipeline.launch.finished_run import settle  # noqa: PLC0415
+
+            settle(request, finished, result)
             return
         with connected() as room:
             signals.listen()
             workers = plan_workers(request.workers, request.config, room)
             check_shared(request.run_dir, request.shards)
             if request.preflight_only:
-                _log.info(
+                logger.info(
                     "[preflight] %d samples, %.1fM parameters, %d workers on %s: ready to train",
                     checked.num_samples, checked.parameters / 1e6, workers.num,
                     "GPUs" if workers.use_gpu else "CPUs",
@@ -128,7 +135,6 @@ def train(result: Result, argv: Sequence[str]) -> None:
             from pipeline.launch.train_run import train_run  # noqa: PLC0415
 
             train_run(request, workers, signals, result)
-    result["status"] = "ok"
 
 
 def git_commit() -> str:
