@@ -15,8 +15,8 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
@@ -25,8 +25,8 @@ import torch
 import torch.distributed as dist
 
 from pipeline.config import Config
-from pipeline.errors import ConfigError, Preempted
-from pipeline.launch.job import Result, run_job
+from pipeline.errors import ConfigError, PipelineError, Preempted
+from pipeline.launch.job import Result, one_line, run_job, tell
 from pipeline.launch.paths import resolve_path
 from pipeline.launch.preflight import check_local_paths, check_run
 from pipeline.launch.run_context import JournaledContext
@@ -49,6 +49,12 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; --help lists all flags")
 
 
+class _RefusedByRankZero(Exception):  # noqa: N818 - rank 0 has the error and says it
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
 def main(argv: Sequence[str]) -> int:
     """The exit code of this rank."""
     world = World(
@@ -63,11 +69,21 @@ def main(argv: Sequence[str]) -> int:
 
     if world.is_main:
         return run_job("train", run, FIELDS)
-    # What is wrong is said once, by rank 0, which finds the same.
+    # What was typed is read alike by all, so what is wrong with it is said by rank 0 alone.
     logging.getLogger("pipeline").setLevel(logging.WARNING)
-    result: Result = {}
-    with suppress(Preempted):
-        run(result)
+    try:
+        _read(argv)
+    except PipelineError as error:
+        return error.exit_code
+    try:
+        run({})
+    except Preempted:
+        return 0
+    except _RefusedByRankZero as refusal:
+        return refusal.exit_code
+    except PipelineError as error:
+        tell(f"train: rank {world.rank}: {one_line(str(error))}")
+        return error.exit_code
     return 0
 
 
@@ -77,18 +93,15 @@ def train(result: Result, argv: Sequence[str], world: World) -> None:
     result["shards"] = shards
     torch.set_num_threads(config.launch.threads_per_worker)
     device = pick_device(config.launch.use_gpu, world)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL sends objects by way of the current device
     with ExitStack() as stack:
-        if world.is_main:
-            checked = check_run(config, shards, run_dir)
-            wanted = identity(config, {"manifest_id": checked.manifest_id})
-            stack.enter_context(lease(run_dir))
-            refuse_other_run(run_dir, wanted)
-            write_json(run_dir / "config.json", wanted)
-        signals = stack.enter_context(StopSignals())
         if world.size > 1:
             timeout = timedelta(seconds=config.launch.collective_timeout_s)
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
             stack.callback(dist.destroy_process_group)
+        _hold_run(config, shards, run_dir, world, stack)
+        signals = stack.enter_context(StopSignals())
         attempt = broadcast_object(secrets.token_hex(4), world)
         context = JournaledContext(run_dir, world, attempt, stop_wanted=signals.stop_wanted)
         stack.callback(context.close)
@@ -100,6 +113,29 @@ def train(result: Result, argv: Sequence[str], world: World) -> None:
         raise Preempted(f"stopped at step {ended['step']} after a checkpoint; type the same to go on")
 
 
+def _hold_run(config: Config, shards: str, run_dir: Path, world: World, stack: ExitStack) -> None:
+    """Rank 0 checks the run and holds its folder; whether it may begin, all ranks learn. A collective.
+
+    Raises rank 0's error there, and _RefusedByRankZero elsewhere: a rank that heard nothing would wait
+    for rank 0 until it is killed.
+    """
+    refusal: PipelineError | None = None
+    if world.is_main:
+        try:
+            checked = check_run(config, shards, run_dir)
+            wanted = identity(config, {"manifest_id": checked.manifest_id})
+            stack.enter_context(lease(run_dir))
+            refuse_other_run(run_dir, wanted)
+            write_json(run_dir / "config.json", wanted)
+        except PipelineError as error:
+            refusal = error
+    exit_code = broadcast_object(refusal.exit_code if refusal else 0, world)
+    if refusal:
+        raise refusal
+    if exit_code:
+        raise _RefusedByRankZero(exit_code)
+
+
 def _read(argv: Sequence[str]) -> tuple[Config, str, Path]:
     """Config, shards and the run's folder as they were typed; raises ConfigError, one line."""
     rest, settings = split_settings(argv)
@@ -109,11 +145,21 @@ def _read(argv: Sequence[str]) -> tuple[Config, str, Path]:
     parser.add_argument("--name", default="torchrun", help="name of the run; the same again goes on with it")
     parser.add_argument("--recipe", default="laptop", help="settings to begin from")
     flags = parser.parse_args(rest)
+    _refuse_settings_of_ray(settings)
     config = with_settings(recipe(flags.recipe), settings)
     refuse_idle_settings(config, settings)
     shards, runs = resolve_path("--shards", flags.shards), resolve_path("--runs", flags.runs)
     check_local_paths(shards, runs)
     return config, shards, Path(runs) / run_name(flags.name, config)
+
+
+def _refuse_settings_of_ray(typed: Iterable[str]) -> None:
+    """Raises ConfigError for a typed setting that only the train job obeys."""
+    for name in typed:
+        if name == "launch.max_failures":
+            raise ConfigError(f"--{name} does nothing here: torchrun restarts by its own --max-restarts")
+        if name.startswith("tracking."):
+            raise ConfigError(f"--{name} does nothing here: this command keeps a journal and no MLflow")
 
 
 if __name__ == "__main__":

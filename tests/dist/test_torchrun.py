@@ -1,0 +1,97 @@
+"""The same training under torchrun: two real ranks, one RESULT; and what is refused, said once."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.launch import torchrun
+from pipeline.tracking.journal import Event, read_journal
+from pipeline.train.checkpoint import newest_checkpoint, step_of
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = {
+    "data.input_height": 48, "data.input_width": 64, "data.crop_height": 32, "data.crop_width": 32,
+    "model.backbone.base_width": 8, "model.head.dim": 16, "train.batch_global": 6, "train.steps": 4,
+    "train.evaluate_every": 4, "train.checkpoint_every": 2, "train.precision": "float32",
+    "train.metrics_every": 2, "train.pictures": 1, "launch.use_gpu": "no",
+}  # fmt: skip
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def words(shards: str, runs: Path, **more: object) -> list[str]:
+    typed = SETTINGS | {name.replace("__", "."): value for name, value in more.items()}
+    flags = [word for name, value in typed.items() for word in (f"--{name}", str(value))]
+    return ["--shards", shards, "--runs", str(runs), "--name", "x", *flags]
+
+
+def run_two_ranks(argv: list[str]) -> list[tuple[int, str, str]]:
+    """Exit code, output and errors of each rank, without torchrun, which makes one code of both."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "pipeline.launch.torchrun", *argv],
+            env=ENVIRONMENT | group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [rank.communicate(timeout=120) for rank in ranks]
+    return [(rank.returncode, *texts) for rank, texts in zip(ranks, said, strict=True)]
+
+
+def test_two_ranks_train_to_one_result(shards: str, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "pipeline.launch.torchrun", *words(shards, tmp_path)],
+        env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, check=False, timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert len(results) == 1, done.stdout
+    result = json.loads(results[0].removeprefix("RESULT "))
+    assert (result["status"], result["exit_code"], result["step"]) == ("ok", 0, 4)
+    newest = newest_checkpoint(tmp_path / "x")
+    assert newest is not None
+    assert step_of(newest) == 4
+    assert json.loads((newest / "state.json").read_text())["world_size"] == 2
+    commits = [r for r in read_journal(tmp_path / "x") if isinstance(r, Event) and r.name == "commit"]
+    assert [commit.step for commit in commits] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"train__stesp": 3}, "did you mean train.steps?"),  # by every rank, before they meet
+        ({"data__train_split": "trian"}, "did you mean train?"),  # by rank 0, when they have met
+    ],
+)
+def test_refusal_is_one_line_of_rank_0_and_the_exit_code_of_all(
+    more: dict[str, object], said: str, shards: str, tmp_path: Path
+) -> None:
+    (main_code, out, errors), (other_code, other_out, other_errors) = run_two_ranks(
+        words(shards, tmp_path, **more)
+    )
+    assert (main_code, other_code) == (2, 2), errors + other_errors
+    assert said in errors
+    assert errors.count("\n") == 1, errors
+    assert out.splitlines()[-1].startswith("RESULT ")
+    assert (other_out, other_errors) == ("", "")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("setting", ["launch.max_failures", "tracking.experiment"])
+def test_settings_that_only_ray_or_mlflow_would_obey_are_refused(
+    setting: str, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert torchrun.main([*words(shards, tmp_path), f"--{setting}", "7"]) == 2
+    line = capsys.readouterr().err
+    assert f"--{setting} does nothing here" in line
+    assert line.count("\n") == 1
