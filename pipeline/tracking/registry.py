@@ -95,8 +95,8 @@ def is_proven(client: MlflowClient, name: str, version: str) -> bool:
 
 def promote(client: MlflowClient, name: str, version: str, alias: str = CHALLENGER) -> None:
     """Point the alias at a version that was loaded and compared."""
-    client.set_model_version_tag(name, version, PROVEN_TAG, "yes")
     client.set_registered_model_alias(name, alias, version)
+    client.set_model_version_tag(name, version, PROVEN_TAG, "yes")  # last: it says that nothing is left to do
 
 
 def _ensure_registered_model(client: MlflowClient, name: str) -> None:

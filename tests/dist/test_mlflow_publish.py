@@ -25,7 +25,7 @@ from pipeline.settings import flatten, to_dict
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.mlflow_store import RunDescription
 from pipeline.tracking.mlflow_sync import MlflowRun
-from pipeline.tracking.registry import Registration
+from pipeline.tracking.registry import Registration, is_proven, promote
 from pipeline.train.checkpoint import STATE, WEIGHTS, ModelCard, write_checkpoint
 
 MODEL = ModelConfig(BackboneConfig(base_width=8), HeadConfig(dim=16))
@@ -245,3 +245,23 @@ def test_an_alias_that_is_being_moved_at_the_time_out_is_waited_for(
     threading.Timer(0.5, registry.gate.set).start()
     assert attempt.outcome_within(0.2).model_uri == "models:/m/1"
     assert registry.done[-1] == "promote"
+
+
+def test_a_version_whose_alias_was_refused_is_promoted_by_the_next_try(published, monkeypatch) -> None:
+    runs, _, _ = published
+    there = client(runs)
+    first = there.get_model_version("mini-ccs", "1")
+    version = there.create_model_version("mini-ccs", first.source, first.run_id).version
+
+    def refuse(*_: str) -> None:
+        raise ConnectionError("the server went away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(there, "set_registered_model_alias", refuse)
+        with pytest.raises(ConnectionError):
+            promote(there, "mini-ccs", version)
+    assert not is_proven(there, "mini-ccs", version)
+    promote(there, "mini-ccs", version, alias="rehearsal")
+    assert is_proven(there, "mini-ccs", version)
+    assert there.get_model_version_by_alias("mini-ccs", "rehearsal").version == version
+    there.delete_model_version("mini-ccs", version)
