@@ -113,7 +113,10 @@ def write_checkpoint(
         shutil.rmtree(folder)  # a write of this very attempt that was cut off
     folder.mkdir(parents=True)
     for name, values in tensors.items():
-        save_file({k: v.detach().cpu().contiguous() for k, v in values.items()}, folder / name)
+        try:
+            save_file({k: v.detach().cpu().contiguous() for k, v in values.items()}, folder / name)
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(f"{folder / name}: {error}") from error
     _write_json(folder / MODEL_CARD, card.to_dict())
     _write_json(folder / STATE, dict(state))
     files = {}
