@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(LOCK)
 RUNS ?= runs
+# Not abspath, which takes a folder with a blank in its name for two.
+RUNS_PATH = $(if $(filter /%,$(RUNS)),$(RUNS),$(CURDIR)/$(RUNS))
 CITYSCAPES ?=
 RECIPE ?=
 WORKERS ?=
@@ -47,8 +49,8 @@ check: $(STAMP) ## Format, lint, types and import contracts.
 
 ui: $(STAMP) ## Browse the runs; only this machine can.
 	@exec $(BIN)/mlflow ui --host 127.0.0.1 --port $(UI_PORT) \
-		--backend-store-uri "sqlite:///$(abspath $(RUNS))/mlflow.db" \
-		--default-artifact-root "$(abspath $(RUNS))/mlartifacts"
+		--backend-store-uri "sqlite:///$(RUNS_PATH)/mlflow.db" \
+		--default-artifact-root "$(RUNS_PATH)/mlartifacts"
 
 bench: $(STAMP) ## Run one benchmark.
 	@test -f benchmarks/$(BENCH).py || { echo 'no benchmarks/$(BENCH).py; there are: $(basename $(notdir $(wildcard benchmarks/*.py)))'; exit 2; }
