@@ -13,6 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.launch.local_cluster import LocalCluster
+from pipeline.recipes import recipe
 from pipeline.tracking.journal import Event, Metrics, Record, read_journal
 from pipeline.train.checkpoint import newest_checkpoint, read_checkpoint
 
@@ -64,7 +65,7 @@ def test_job_trains_on_two_workers_and_tracks_one_run_and_repeats_as_a_no_op(
     }
     other = start_job("--name", "whole", *SHORT, "--optim.lr", "0.001")
     assert other.result()["exit_code"] == 3
-    assert "--optim.lr 0.002, now 0.001" in other.text
+    assert f"--optim.lr {recipe('laptop').optim.lr}, now 0.001" in other.text
 
 
 def test_killed_worker_costs_a_restart_from_the_newest_commit(start_job, ray_head, tmp_path: Path) -> None:
