@@ -265,6 +265,11 @@ class TrainConfig:
         for name in ("pictures", "profile_steps", "seed"):
             value = getattr(self, name)
             require(value >= 0, f"train.{name} must be at least 0, got {value}")
+        require(
+            self.profile_steps == 0 or self.profile_steps + 10 <= self.steps,
+            f"train.profile_steps {self.profile_steps} come after ten steps, train.steps is {self.steps}; "
+            f"try --train.steps {self.profile_steps + 10}",
+        )
         require(0.0 <= self.ema_decay < 1.0, f"train.ema_decay must be in [0, 1), got {self.ema_decay}")
         require(self.log_every_s >= 0.0, f"train.log_every_s must be at least 0, got {self.log_every_s}")
 

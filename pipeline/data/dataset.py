@@ -85,7 +85,7 @@ class ShardDataset:
         return self.split.samples
 
     def preflight(self) -> None:
-        """Raises ShardError for the first listed shard that is absent or not of its recorded size."""
+        """Raises ShardError for the first listed shard, or index, that is absent or not the manifest's."""
         for shard in self.split.shards:
             size = self._store.size(shard.name)
             if size != shard.bytes:
@@ -93,6 +93,7 @@ class ShardDataset:
                     f"{self.root}/{shard.name} has {size} bytes, the manifest says {shard.bytes}; "
                     "copy the shard again or pack again"
                 )
+            load_index(self._store, shard)
 
     def audit(self) -> None:
         """Raises ShardError for the first shard whose bytes are not the manifest's sha256; reads them all."""

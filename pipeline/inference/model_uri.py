@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import CheckpointError, ConfigError, without_credentials
+from pipeline.errors import CheckpointError, ConfigError, WorldStateError, without_credentials
 from pipeline.train.checkpoint import MODEL_CARD, best_checkpoint
 
 FORMS = "a checkpoint folder, a run's folder, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID"
+
+
+_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+"""MLflow's codes for a name that it does not hold; any other failure is not the name's fault."""
 
 
 @contextmanager
@@ -70,6 +74,11 @@ def _download(uri: str, tracking_uri: str | None, target: Path) -> Path:
         )
     except (MlflowException, OSError) as error:
         reason = without_credentials(" ".join(str(error).split()))[:200]
+        if not isinstance(error, MlflowException) or error.error_code not in _NOT_THERE:
+            raise WorldStateError(
+                f"cannot get {uri} from MLflow at {without_credentials(tracking_uri)}: {reason}; "
+                "is the server up? A checkpoint folder works without it"
+            ) from error
         raise CheckpointError(
             f"cannot get {uri} from MLflow at {without_credentials(tracking_uri)}: {reason}; "
             "look for its name, version or alias in `make ui`"

@@ -104,16 +104,23 @@ def _expand(text: str, out: Path) -> list[Path]:
     if path.is_dir():
         found = _pictures_among(path.rglob("*"), out)
         if not found:
-            raise ConfigError(f"{path} holds no picture; {', '.join(SUFFIXES)} are taken")
+            raise ConfigError(f"{path} holds no picture; {_taken(out)}")
         return found
     if any(sign in text for sign in "*?["):
         anchor = Path(path.anchor) if path.is_absolute() else Path()
         pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else str(path)
-        found = _pictures_among(anchor.glob(pattern), out)
+        try:
+            found = _pictures_among(anchor.glob(pattern), out)
+        except ValueError as error:
+            raise ConfigError(f"{text} is no glob: {error}; type `**` alone between slashes") from error
         if not found:
-            raise ConfigError(f"{text} matches no picture; {', '.join(SUFFIXES)} are taken")
+            raise ConfigError(f"{text} matches no picture; {_taken(out)}")
         return found
     raise ConfigError(f"{text}: no such file or folder")
+
+
+def _taken(out: Path) -> str:
+    return f"{', '.join(SUFFIXES)} are taken, and nothing that lies in --out {out}"
 
 
 def _pictures_among(paths: Iterable[Path], out: Path) -> list[Path]:

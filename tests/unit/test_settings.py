@@ -45,6 +45,7 @@ def test_text_becomes_the_fields_type():
         ({"optim.lr": "-1"}, r"optim\.lr must be above 0"),
         ({"data.augment.scale_min": "3"}, "scale_min <= scale_max"),
         ({"model": "x"}, "unknown setting --model"),
+        ({"train.steps": "8", "train.profile_steps": "2"}, r"try --train\.steps 12"),
     ],
 )
 def test_what_cannot_be_set_is_one_clear_line(typed, message):

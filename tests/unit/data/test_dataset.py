@@ -185,6 +185,17 @@ def test_an_index_other_than_the_listed_one_is_refused(own):
         ShardDataset.open(own, "train").read(0, 0)
 
 
+@pytest.mark.parametrize("damage", ["absent", "changed"])
+def test_preflight_finds_an_index_that_is_absent_or_another(own, damage):
+    path = Path(own, "train/train-000000.index.jsonl")
+    if damage == "absent":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ShardError, match=r"train-000000\.index\.jsonl"):
+        ShardDataset.open(own, "train").preflight()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -39,6 +39,7 @@ def test_results_of_an_earlier_prediction_are_not_predicted_again(tmp_path: Path
         ("absent.png", "no such file or folder"),
         ("empty", "holds no picture"),
         ("*.jpg", "matches no picture"),
+        ("**bad[", "is no glob"),
         ("https://example.org/a.png", "download it first"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.config import BackboneConfig, HeadConfig, ModelConfig
 from pipeline.data.labels import CITYSCAPES
 from pipeline.data.loader import resize_input
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, WorldStateError
 from pipeline.inference.export import export_model
 from pipeline.inference.predictor import Predictor
 from pipeline.model.segmenter import Segmenter, build_segmenter
@@ -143,3 +144,13 @@ def test_weights_of_another_architecture_are_refused_with_the_key(tmp_path: Path
     save_file(tensors, exported / WEIGHTS)
     with pytest.raises(CheckpointError, match=gone.replace(".", r"\.")):
         Predictor.load(str(exported))
+
+
+def test_a_server_that_is_out_of_reach_is_the_worlds_fault(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as closed:  # bound but not listening: refused at once
+        closed.bind(("127.0.0.1", 0))
+        server = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        with pytest.raises(WorldStateError, match="is the server up") as caught:
+            Predictor.load("models:/mini-ccs@challenger", server)
+    assert "\n" not in str(caught.value)
