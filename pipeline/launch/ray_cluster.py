@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from pipeline.errors import WorldStateError
+from pipeline.errors import ConfigError, WorldStateError
 from pipeline.launch.paths import inside_ray_job
 from pipeline.launch.workers import Room
 
@@ -26,6 +27,9 @@ TRAIN_ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
 }
 
+PROBE_TIMEOUT_S = 5.0
+"""Longest that a cluster's port may take to accept; Ray itself would try for minutes."""
+
 
 @contextmanager
 def connected() -> Iterator[Room]:
@@ -33,8 +37,10 @@ def connected() -> Iterator[Room]:
 
     RAY_ADDRESS is obeyed, which `ray job submit` sets. Without it a cluster of this process alone is
     started on this machine, closed to everybody without its token, and gone with the process.
-    Raises WorldStateError where the address does not answer.
+    Raises WorldStateError where the address does not answer, ConfigError where it is none.
     """
+    if os.environ.get("RAY_ADDRESS"):
+        check_address(os.environ["RAY_ADDRESS"])
     for name, value in TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if not os.environ.get("RAY_ADDRESS"):
@@ -64,6 +70,26 @@ def connected() -> Iterator[Room]:
         yield Room(cpus=int(resources.get("CPU", 0)), gpus=int(resources.get("GPU", 0)))
     finally:
         ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Raises WorldStateError where nothing listens at a cluster's address, ConfigError where it is none."""
+    if address in ("auto", "local"):
+        return  # Ray looks by itself, and is quick to say that there is none
+    scheme, _, place = address.rpartition("://")
+    host, _, port = place.partition("/")[0].rpartition(":")
+    if scheme not in ("", "ray") or not host or not port.isdecimal() or int(port) not in range(1, 1 << 16):
+        raise ConfigError(
+            f"RAY_ADDRESS={address} is no address of a Ray cluster that a job can join; "
+            "type HOST:PORT or ray://HOST:PORT (http://… is for `ray job submit` alone), or unset it"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PROBE_TIMEOUT_S).close()
+    except OSError as error:
+        raise WorldStateError(
+            f"no Ray cluster answers at RAY_ADDRESS={address}: {error.strerror or error}; start it, or unset "
+            "RAY_ADDRESS to train on this machine alone"
+        ) from error
 
 
 def check_shared(run_dir: Path, shards: str) -> None:

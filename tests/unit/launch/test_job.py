@@ -1,4 +1,5 @@
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.errors import (
     WorldStateError,
 )
 from pipeline.launch.job import Result, read_result, result_line, run_job, snake_case
+from pipeline.launch.stop_signals import StopSignals
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -77,6 +79,62 @@ def test_interrupt_ends_with_one_line_and_1(capsys: pytest.CaptureFixture[str]) 
     assert run_job("train", work) == 1
     captured = capsys.readouterr()
     assert captured.err == "train: interrupted\n"
+
+
+def test_sigterm_ends_with_one_line_and_result() -> None:
+    code = (
+        "import sys, time; from pipeline.launch.job import run_job\n"
+        "def work(result): print('begun', flush=True); time.sleep(60)\n"
+        "sys.exit(run_job('pack', work, ('samples',)))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (1, "pack: interrupted\n")
+    result = read_result(out.splitlines()[-1:])
+    assert result is not None
+    assert (result["status"], result["exit_code"], result["samples"]) == ("terminated", 1, None)
+
+
+def test_job_that_hears_sigterm_itself_is_not_ended_by_it(capsys: pytest.CaptureFixture[str]) -> None:
+    def work(result: Result) -> None:
+        with StopSignals() as signals:
+            signal.raise_signal(signal.SIGTERM)
+            result["heard"] = signals.stop_wanted()
+
+    assert run_job("train", work) == 0
+    result = read_result(capsys.readouterr().out.splitlines())
+    assert result is not None
+    assert result["heard"]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "as it was before"
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [(15, 15), ("words", 1)])
+def test_exit_of_a_library_keeps_its_code_and_prints_result(
+    code: int | str, exit_code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(result: Result) -> None:
+        sys.exit(code)
+
+    assert run_job("train", work) == exit_code
+    captured = capsys.readouterr()
+    assert captured.err == f"train: ended from within ({code})\n"
+    result = read_result(captured.out.splitlines()[-1:])
+    assert result is not None
+    assert (result["status"], result["exit_code"]) == ("system_exit", exit_code)
+
+
+def test_help_is_no_job_and_prints_no_result(capsys: pytest.CaptureFixture[str]) -> None:
+    def work(result: Result) -> None:
+        sys.exit(0)
+
+    with pytest.raises(SystemExit):
+        run_job("train", work)
+    assert not capsys.readouterr().out
 
 
 def test_process_ends_with_the_exit_code_of_result() -> None:

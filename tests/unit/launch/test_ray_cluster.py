@@ -1,6 +1,7 @@
 """What a private cluster is started with; Ray itself is not needed for that."""
 
 import os
+import socket
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.launch.ray_cluster import connected
+from pipeline.errors import ConfigError, WorldStateError
+from pipeline.launch import ray_cluster
+from pipeline.launch.ray_cluster import check_address, connected
 from pipeline.launch.workers import Room
 
 
@@ -25,8 +28,32 @@ def test_private_cluster_counts_no_gpu_that_torch_cannot_use(
         shutdown=lambda: None,
     )
     monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(ray_cluster, "check_address", lambda address: None)
     monkeypatch.setattr(os, "environ", {"RAY_ADDRESS": address})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: usable)
     with connected() as room:
         assert room == Room(cpus=2, gpus=0)
     assert asked[0]["num_gpus"] == num_gpus
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "ray://localhost:{}/"])
+def test_address_where_nobody_listens_is_refused_at_once(form: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        check_address(form.format(port))
+    with pytest.raises(WorldStateError, match=f"RAY_ADDRESS={form.format(port)}: Connection refused"):
+        check_address(form.format(port))
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["nonsense", "http://127.0.0.1:8265", "127.0.0.1:", ":6379", "host:0", "host:65536", "ray://host"],
+)
+def test_what_is_no_address_is_refused_by_name(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"RAY_ADDRESS": address})
+    with pytest.raises(ConfigError, match=f"RAY_ADDRESS={address} is no address"), connected():
+        pass
+
+
+def test_auto_is_left_to_ray() -> None:
+    check_address("auto")
