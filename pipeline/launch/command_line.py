@@ -19,7 +19,7 @@ import tyro
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError, nearest
-from pipeline.launch.setting_flags import settings_help, split_settings
+from pipeline.launch.setting_flags import refuse_repeated_flags, settings_help, split_settings
 from pipeline.settings import flatten, refuse_idle_settings, with_settings
 
 FlagsT = TypeVar("FlagsT")
@@ -36,6 +36,7 @@ def parse_flags(flags_type: type[FlagsT], argv: Sequence[str]) -> FlagsT:
         sys.stdout.write(flags_help(flags_type))
         raise SystemExit(0)
     refuse_unknown_flags(flags_type, argv, settings=())
+    refuse_repeated_flags(argv)
     flags = _tyro(flags_type, argv)
     assert flags is not None
     return flags

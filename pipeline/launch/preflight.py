@@ -87,6 +87,15 @@ def check_space(run_dir: Path, needed_bytes: int) -> None:
         )
 
 
+def check_model_name(name: str) -> None:
+    """Raises ConfigError for a name that MLflow would refuse after the training; "" registers nothing."""
+    if name and (not name.strip() or name.startswith(".") or {"/", ":"} & set(name)):
+        raise ConfigError(
+            f"--register {name!r}: the name of a registered model has no / and no :, begins with no dot "
+            'and is not blank; "" registers none'
+        )
+
+
 def check_local_paths(shards: str, runs: str) -> None:
     """Raises ConfigError for addresses where this version needs folders."""
     for flag, path in (("--shards", shards), ("--runs", runs)):

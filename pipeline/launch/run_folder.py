@@ -28,6 +28,8 @@ HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 LEASE_TRIES = 5
 GIT_COMMIT = "git_commit"
 """Key of result.json beside the RESULT's own: the code that trained, for a model registered later."""
+RESERVED = ("mlartifacts", "mlflow.db", "mlflow.db-journal", "shards", "mini-city", "predictions")
+"""What lies beside the runs in their folder."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -40,6 +42,8 @@ def run_name(typed: str | None, config: Config) -> str:
             f"--name {typed!r} must be 1 to 100 letters, digits, dots, dashes or underscores, "
             "beginning with a letter or digit"
         )
+    if typed in RESERVED:
+        raise ConfigError(f"--name {typed} is the name of something else in the folder of runs; type another")
     return typed
 
 

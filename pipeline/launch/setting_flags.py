@@ -21,7 +21,7 @@ def split_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """The tokens that are not settings, and dotted name → text for those that are.
 
     `--a.b value` and `--a.b=value` mean the same, and so do `-` and `_` inside a name. Raises
-    ConfigError where a setting has no value or is typed twice.
+    ConfigError where a setting has no value, or a setting or flag is typed twice.
     """
     rest: list[str] = []
     settings: dict[str, str] = {}
@@ -39,7 +39,19 @@ def split_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         if name in settings:
             raise ConfigError(f"--{name} was typed twice, with {settings[name]} and {value}")
         settings[name] = value
+    refuse_repeated_flags(rest)
     return rest, settings
+
+
+def refuse_repeated_flags(tokens: Sequence[str]) -> None:
+    """Raises ConfigError for a `--flag` that is typed twice, of which one would silently do nothing."""
+    seen: set[str] = set()
+    for token in tokens:
+        name = token.partition("=")[0].replace("_", "-")
+        if token.startswith("--") and len(token) > len("--"):
+            if name in seen:
+                raise ConfigError(f"{name} was typed twice; leave out one of them")
+            seen.add(name)
 
 
 def settings_help(config: Config) -> str:

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.launch.command_line import parse_with_settings
 from pipeline.launch.job import Result
 from pipeline.launch.paths import resolve_path
-from pipeline.launch.preflight import check_local_paths, check_run
+from pipeline.launch.preflight import check_local_paths, check_model_name, check_run
 from pipeline.launch.ray_cluster import check_shared, connected
 from pipeline.launch.run_folder import (
     finished_result,
@@ -97,6 +97,7 @@ def read_request(argv: Sequence[str]) -> Request:
     flags, config = parse_with_settings(TrainFlags, argv, _base_config)
     if flags.register is not None:
         config = with_settings(config, {MODEL_NAME: flags.register})
+    check_model_name(config.tracking.registered_model)
     name_typed = flags.register is not None or MODEL_NAME in split_settings(argv)[1]
     shards, runs = resolve_path("--shards", flags.shards), resolve_path("--runs", flags.runs)
     check_local_paths(shards, runs)

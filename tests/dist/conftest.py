@@ -136,8 +136,8 @@ def start_job(
     """Starts train jobs on the shared head, with the tiny settings and the runs folder of the test."""
     started: list[Job] = []
 
-    def start(*words: str) -> Job:
-        command = [sys.executable, "jobs/train_cityscapes.py", "--shards", str(city_shards)]
+    def start(*words: str, shards: Path = city_shards) -> Job:
+        command = [sys.executable, "jobs/train_cityscapes.py", "--shards", str(shards)]
         command += ["--runs", str(tmp_path / "runs"), *TINY, *words]
         started.append(Job(command, ray_environment, tmp_path / f"job{len(started)}.log"))
         return started[-1]

@@ -129,7 +129,7 @@ def test_error_of_a_worker_ends_the_job_with_its_own_line_and_exit_code(
         content[entry["image"]["offset"] + entry["image"]["bytes"] // 2] ^= 1
     tar.write_bytes(bytes(content))
 
-    job = start_job("--workers", "2", *SHORT, "--shards", str(damaged))
+    job = start_job("--workers", "2", *SHORT, shards=damaged)
     result = job.result()
     assert (result["status"], result["exit_code"]) == ("shard_error", 2), job.text
     assert "train-000000.tar" in job.text

@@ -56,6 +56,8 @@ def test_flags_and_settings_may_be_mixed_in_any_order_and_both_spellings() -> No
         (("--shards", "a", "--train.steps"), ["--train.steps", "takes a value"]),
         (("--shards", "a", "--train.steps", "--workers", "2"), ["--train.steps", "takes a value"]),
         (("--shards", "a", "--train.steps", "2", "--train.steps=3"), ["typed twice"]),
+        (("--shards", "a", "--recipe", "laptop", "--recipe=camvid"), ["--recipe", "typed twice"]),
+        (("--shards", "a", "--preflight-only", "--preflight_only"), ["--preflight-only", "typed twice"]),
         (("--shards", "a", "--steps", "2"), ["--steps", "did you mean --train.steps?"]),
         (("--shards", "a", "stray"), ["stray"]),
         (
@@ -99,6 +101,11 @@ def test_jobs_without_settings_refuse_them() -> None:
     assert parse_flags(Flags, ["--shards", "x"]) == Flags("x")
     with pytest.raises(ConfigError, match=r"--train\.steps"):
         parse_flags(Flags, ["--shards", "x", "--train.steps", "3"])
+
+
+def test_jobs_without_settings_refuse_a_flag_typed_twice() -> None:
+    with pytest.raises(ConfigError, match="--shards was typed twice"):
+        parse_flags(Flags, ["--shards", "x", "--shards=y"])
 
 
 def test_negative_values_are_values() -> None:

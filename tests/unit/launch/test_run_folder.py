@@ -39,6 +39,14 @@ def test_names_that_are_no_plain_folder_are_refused(name: str) -> None:
         run_name(name, Config())
 
 
+@pytest.mark.parametrize(
+    "name", ["mlartifacts", "mlflow.db", "shards", "mini-city", "predictions", ".hidden"]
+)
+def test_names_of_what_lies_beside_the_runs_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"--name .*{name}"):
+        run_name(name, Config())
+
+
 def test_second_live_job_of_a_name_is_refused_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
     hold = (
         "import sys, time; from pathlib import Path; from pipeline.launch.run_folder import lease\n"

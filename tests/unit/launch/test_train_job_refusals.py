@@ -43,9 +43,13 @@ def refuse(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[Result, str]
         (["--name", "a/b"], "--name"),
         (["--config", "/absent/config.json"], "--config /absent/config.json: no such file"),
         (["--config", "x", "--recipe", "laptop"], "leave out one"),
+        (["--register", "a/b:c"], "--register 'a/b:c'"),
+        (["--register", "  ", "--preflight-only"], "--register ' '"),
+        (["--tracking.registered_model", ".x"], "--register '.x'"),
+        (["--recipe", "laptop", "--recipe=camvid"], "--recipe was typed twice"),
+        (["--name", "shards"], "--name shards"),
         (["--init-from", "models:/x/1"], "--init-from is not in this version yet"),
         (["--extend"], "--extend is not in this version yet"),
-        (["--runs", "s3://bucket/runs"], "local folders only"),
         (["--data.train_split", "trian"], "did you mean train?"),
     ],
 )
@@ -56,6 +60,12 @@ def test_wrong_words_are_refused_with_2(
     assert result["exit_code"] == 2
     assert words in line
     assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_address_for_a_folder_is_refused_with_2(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result, line = refuse(capsys, "--shards", str(shards), "--runs", "s3://bucket/runs")
+    assert result["exit_code"] == 2
+    assert "local folders only" in line
 
 
 def test_absent_folder_is_refused_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
