@@ -13,7 +13,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from pipeline.launch.run_context import JournaledContext, log_file, log_to_file,
 from pipeline.launch.stop_signals import StopSignals
 from pipeline.launch.workers import Workers
 from pipeline.settings import from_dict, to_dict, with_settings
-from pipeline.tracking.journal import Journal, Metrics, committed_step, read_journal
+from pipeline.tracking.journal import START, Event, Journal, Metrics, Record, committed_step, read_journal
 from pipeline.train.loop import fit
 from pipeline.world import World
 
@@ -52,6 +52,9 @@ BUGS = (
 )
 """Exceptions of a worker that another attempt would only repeat; all others may be a lost rank's
 doing: Ray's own errors, and the RuntimeError of a collective whose peer is gone."""
+
+START_WAIT_S = 5.0
+"""Longest from a new attempt's first line to its start in the journal."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +78,11 @@ class Trained:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """An attempt that ended too early: what was lost, the step gone back to, the last one recorded."""
+    """An attempt that ended too early: what was lost, the last step recorded, the starts until then."""
 
     lost: str
-    resumed: int
     reached: int
+    starts: int
     noticed_s: float
 
 
@@ -94,7 +97,7 @@ def train_on_ray(launch: Launch, signals: StopSignals) -> Trained:
     try:
         failure: Failure | None = None
         for restarts in range(launch.config.launch.max_failures + 1):
-            begun = partial(_note_restart, journal, failure)
+            begun = partial(_note_restart, launch.run_dir, journal, failure)
             try:
                 return Trained(_attempt(launch, f"{token}{restarts}", signals, begun), restarts)
             except (RayError, TrainingFailedError) as error:
@@ -238,17 +241,33 @@ def _note_failure(run_dir: Path, journal: Journal, lost: str) -> Failure:
     resumed = committed_step(records)
     reached = max((r.step for r in records if isinstance(r, Metrics)), default=resumed)
     journal.event("failure", resumed, lost=lost, reached=reached)
-    return Failure(lost, resumed, max(reached, resumed), time.monotonic())
+    return Failure(lost, max(reached, resumed), len(_starts(records)), time.monotonic())
 
 
-def _note_restart(journal: Journal, failure: Failure | None) -> None:
-    """Record that the loop runs again after a failure, and say so; nothing to say without one."""
+def _note_restart(run_dir: Path, journal: Journal, failure: Failure | None) -> None:
+    """Record that the loop runs again after a failure, and say so; nothing to say without one.
+
+    The step is the one that the workers restored, which is below the newest commit's where that one
+    turned out to be damaged.
+    """
     if failure is None:
         return
     seconds = time.monotonic() - failure.noticed_s
-    repeated = failure.reached - failure.resumed
-    journal.event("restart", failure.resumed, lost=failure.lost, seconds=seconds, repeated=repeated)
+    give_up_s = time.monotonic() + START_WAIT_S
+    records = read_journal(run_dir)
+    while len(_starts(records)) <= failure.starts and time.monotonic() < give_up_s:
+        time.sleep(0.05)  # the header, which is logged first, comes a moment before the start's record
+        records = read_journal(run_dir)
+    # A commit that came in between is not what was restored.
+    resumed = _starts(records)[-1] if len(_starts(records)) > failure.starts else committed_step(records)
+    repeated = max(failure.reached - resumed, 0)
+    journal.event("restart", resumed, lost=failure.lost, seconds=seconds, repeated=repeated)
     logger.info(
         "[event] %s → restarted in %.1fs at step %d, %d steps repeated",
-        failure.lost, seconds, failure.resumed, repeated,
+        failure.lost, seconds, resumed, repeated,
     )  # fmt: skip
+
+
+def _starts(records: Sequence[Record]) -> list[int]:
+    """The steps at which attempts began, in their order."""
+    return [record.step for record in records if isinstance(record, Event) and record.name == START]
