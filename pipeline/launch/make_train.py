@@ -6,6 +6,7 @@ would turn every failure into 1. Ctrl-C lets the job checkpoint; a second one en
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shlex
@@ -61,14 +62,14 @@ class Plan:
 
 def make_plan(flags: MakeFlags, more: Sequence[str]) -> Plan:
     """The plan for what was typed; raises ConfigError before anything is packed or started."""
-    runs = Path(flags.runs).expanduser().absolute()
+    runs = _absolute(flags.runs)
     generated = not flags.cityscapes
-    tree = runs / "mini-city" if generated else Path(flags.cityscapes).expanduser().absolute()
+    tree = runs / "mini-city" if generated else _absolute(flags.cityscapes)
     if not generated and not tree.is_dir():
         raise ConfigError(
             f"no such folder: CITYSCAPES={flags.cityscapes}; type the tree with leftImg8bit/ in it"
         )
-    words = ["--shards", str(runs / "shards" / tree.name), "--runs", str(runs)]
+    words = ["--shards", str(runs / "shards" / _shards_name(tree, generated=generated)), "--runs", str(runs)]
     words += ["--recipe", flags.recipe] if flags.recipe else []
     words += ["--workers", flags.workers] if flags.workers else []
     words += more
@@ -77,6 +78,18 @@ def make_plan(flags: MakeFlags, more: Sequence[str]) -> Plan:
         words += ["--name", request.name]  # made up here, to be able to say how to go on
     variables = "" if runs == ROOT / DEFAULT_RUNS else f"RUNS={shlex.quote(str(runs))}"
     return Plan(request, words, tree, generated, variables)
+
+
+def _absolute(text: str) -> Path:
+    """The path without `..`, which would be its name; links that were given on purpose stay."""
+    return Path(os.path.abspath(Path(text).expanduser()))  # noqa: PTH100 - resolve() would follow links
+
+
+def _shards_name(tree: Path, *, generated: bool) -> str:
+    """The name of the folder of a tree's shards: trees of one name at two places have two."""
+    if generated:
+        return tree.name
+    return f"{tree.name}-{hashlib.sha256(os.fsencode(tree)).hexdigest()[:6]}"
 
 
 def make_train(result: Result, flags: MakeFlags, more: Sequence[str]) -> None:
@@ -96,7 +109,16 @@ def _prepare(plan: Plan, signals: StopSignals) -> Result:
         if drawn["exit_code"] != 0:
             return {key: drawn[key] for key in ("status", "exit_code")}
     packed = _run_job("pack_cityscapes", ["--root", str(plan.tree), "--out", plan.request.shards], signals)
+    _explain_refusal(packed, Path(plan.request.shards))
     return {key: packed[key] for key in ("status", "exit_code")}
+
+
+def _explain_refusal(packed: Result, shards: Path) -> None:
+    """What to type where packing refused its --out, which nobody typed here."""
+    if packed["status"] == "world_state_error":
+        tell(f"make train: --out is {shards} here; RUNS=FOLDER packs and trains in another folder")
+    elif packed["status"] == "dataset_error" and not packed.get("refused") and shards.exists():
+        tell(f"make train: --out is {shards} here; remove that folder, or type another RUNS=FOLDER")
 
 
 def _run_job(job: str, words: Sequence[str], signals: StopSignals) -> Result:
@@ -131,6 +153,8 @@ def _run_on_ray(plan: Plan, signals: StopSignals) -> Result:
     left = [process.pid for process in cluster.processes()]
     if left:
         tell(f"make train: processes {left} could not be ended")
+    if follower.result is None and signals.stop_wanted():
+        raise Preempted("stopped before training began; type the same again to begin")
     if follower.result is None:
         raise WorldStateError(f"the job ended as {status} without a RESULT line; what it said is above")
     return follower.result

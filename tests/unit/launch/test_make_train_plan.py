@@ -1,13 +1,26 @@
 """What `make train` says to type next, and what it uploads, without a cluster."""
 
+import re
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+from pipeline.errors import Preempted, WorldStateError
+from pipeline.launch import make_train
 from pipeline.launch.job import Result
 from pipeline.launch.local_cluster import LocalCluster
-from pipeline.launch.make_train import ROOT, MakeFlags, _say_next, copy_code, make_plan
+from pipeline.launch.make_train import (
+    ROOT,
+    MakeFlags,
+    _explain_refusal,
+    _run_on_ray,
+    _say_next,
+    copy_code,
+    make_plan,
+)
+from pipeline.launch.stop_signals import StopSignals
 
 
 def next_lines(capsys: pytest.CaptureFixture[str], result: Result, **flags: str) -> list[str]:
@@ -42,6 +55,74 @@ def test_lines_of_a_run_in_the_usual_folder_stay_short(
     (line,) = next_lines(capsys, PREEMPTED)
     assert line.startswith("[next]  make train ARGS='--name mine")
     assert next_lines(capsys, DONE)[0].startswith("[next]  make ui   shows")
+
+
+def shards_of(tree: str, runs: Path) -> Path:
+    return Path(make_plan(MakeFlags(cityscapes=tree, runs=str(runs)), []).request.shards)
+
+
+def test_each_tree_has_a_folder_of_shards_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = tmp_path / "runs"
+    for place in ("a", "b"):
+        (tmp_path / place / "city" / "inner").mkdir(parents=True)
+    folders = {shards_of(str(tmp_path / place / "city"), runs) for place in ("a", "b")}
+    assert len(folders) == 2
+    assert all(re.fullmatch(r"city-[0-9a-f]{6}", folder.name) for folder in folders)
+    assert {folder.parent for folder in folders} == {runs / "shards"}
+    monkeypatch.chdir(tmp_path / "a" / "city" / "inner")
+    assert shards_of("..", runs) == shards_of(str(tmp_path / "a" / "city"), runs)
+    assert Path(make_plan(MakeFlags(runs=str(runs)), []).request.shards) == runs / "shards" / "mini-city"
+
+
+@pytest.mark.parametrize(
+    ("packed", "words"),
+    [
+        ({"status": "world_state_error"}, "RUNS=FOLDER packs and trains in another folder"),
+        ({"status": "dataset_error", "refused": None}, "remove that folder, or type another RUNS=FOLDER"),
+        ({"status": "dataset_error", "refused": 3}, ""),
+        ({"status": "ok"}, ""),
+    ],
+)
+def test_refused_folder_of_shards_is_told_in_the_words_of_make(
+    packed: Result, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _explain_refusal(packed, tmp_path)
+    line = capsys.readouterr().err
+    assert words in line
+    assert (str(tmp_path) in line) == bool(words)
+
+
+@pytest.mark.parametrize(("asked", "error"), [(True, Preempted), (False, WorldStateError)])
+def test_stop_before_the_jobs_first_line_is_no_fault(
+    asked: bool, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class EndsAtOnce:
+        folder = tmp_path
+
+        def __init__(self, **_: object) -> None: ...
+        def __enter__(self) -> "EndsAtOnce":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def submit(self, *_: object) -> None: ...
+        def processes(self) -> list[object]:
+            return []
+
+        def head_lives(self) -> bool:
+            return True
+
+        def job_log(self, submission: str) -> Path:
+            return tmp_path / submission
+
+        def call(self, method: str, path: str) -> dict[str, str]:
+            return {"status": "STOPPED"}
+
+    monkeypatch.setattr(make_train, "LocalCluster", EndsAtOnce)
+    with StopSignals() as signals:
+        if asked:
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(error, match="before training began" if asked else "without a RESULT line"):
+            _run_on_ray(make_plan(MakeFlags(runs=str(tmp_path)), []), signals)
 
 
 def test_upload_is_the_code_and_nothing_else_that_lies_in_the_checkout(tmp_path: Path) -> None:
