@@ -28,9 +28,15 @@ import psutil
 import torch
 
 from pipeline.errors import WorldStateError
+from pipeline.launch.cluster_processes import (
+    MARK,
+    PREFIX,
+    cluster_processes,
+    end_processes,
+    end_stale_clusters,
+    record_owner,
+)
 
-MARK = "CCS_CLUSTER"
-"""Environment variable that every process of the cluster inherits."""
 METRICS_PORTS = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
 """Two more, which Ray takes from the environment."""
 START_TIMEOUT_S = 120.0
@@ -59,7 +65,8 @@ class LocalCluster:
         self._ports: dict[str, int] = {}
 
     def __enter__(self) -> LocalCluster:
-        self.folder = Path(tempfile.mkdtemp(prefix="ccs-", dir=_short_temp()))
+        end_stale_clusters(Path(_short_temp()))
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_short_temp()))
         ports = dict(zip(PORTS + METRICS_PORTS, _free_ports(len(PORTS + METRICS_PORTS)), strict=True))
         self.environment = self._make_environment() | {name: str(ports.pop(name)) for name in METRICS_PORTS}
         self._ports = ports
@@ -128,32 +135,18 @@ class LocalCluster:
             self._head.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._head.wait(STOP_TIMEOUT_S)
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            left = self.processes()
-            for process in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.send_signal(number)
-            psutil.wait_procs(left, timeout=5)
+        end_processes(self._mark, self._head_pid)
         if self._head is not None:
             self._head.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def processes(self) -> list[psutil.Process]:
-        """All living processes that the cluster started, directly or not.
+        """All living processes that the cluster started, directly or not."""
+        return cluster_processes(self._mark, self._head_pid)
 
-        Ray's own stay in the head's session, and some overwrite their environment with a title; jobs
-        have sessions of their own, and the mark.
-        """
-        found = []
-        head = self._head.pid if self._head else -1
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                ended = process.status() == psutil.STATUS_ZOMBIE
-                if not ended and (
-                    os.getsid(process.pid) == head or process.environ().get(MARK) == self._mark
-                ):
-                    found.append(process)
-        return found
+    @property
+    def _head_pid(self) -> int:
+        return self._head.pid if self._head else -1
 
     def _make_environment(self) -> dict[str, str]:
         """The environment of this process, without another cluster's address, and with the token's file."""
@@ -193,6 +186,7 @@ class LocalCluster:
                 env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True,  # Ctrl-C is ours to hear: the job checkpoints first
             )  # fmt: skip
+        record_owner(self.folder, self._mark, self._head.pid)
         give_up_s = time.monotonic() + START_TIMEOUT_S
         while not self._answers():
             if self._head.poll() is not None or time.monotonic() > give_up_s:
