@@ -178,3 +178,13 @@ def test_nothing_is_left_to_do() -> None:
         raised = [ast.unparse(node.exc) for node in tree if isinstance(node, ast.Raise) and node.exc]
         assert not any(text.startswith("NotImplementedError") for text in raised), path
         assert not re.search(r"\b(TODO|FIXME|XXX)\b", path.read_text()), path
+
+
+def test_the_suite_collects_every_test_file() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q"], cwd=ROOT, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    collected = set(re.findall(r"^(tests/[\w/]+\.py)", done.stdout, re.MULTILINE))
+    written = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
+    assert written - collected == set()
