@@ -1,5 +1,6 @@
 """Small real data that tests share: a tree in Cityscapes' layout, and its shards."""
 
+import logging
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -29,6 +30,17 @@ def write_scene(root: Path, split: str, index: int) -> None:
         path = root / folder / split / "tiny" / f"{stem}_{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         assert cv2.imwrite(str(path), picture)
+
+
+@pytest.fixture(autouse=True)
+def pipeline_logger():
+    """A job that runs inside a test sends the log to that test's standard output, which then closes."""
+    logger = logging.getLogger("pipeline")
+    handlers, level, logger_propagates = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+    logger.propagate = logger_propagates
 
 
 @pytest.fixture(scope="session")
