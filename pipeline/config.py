@@ -49,6 +49,31 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class StoreConfig:
+    """How shards at an address (s3://, gs://, http(s)://) are read; idle for a local folder."""
+
+    cache_dir: str = ""
+    """Folder of the node for downloaded shards; empty takes ccs-shards in the machine's temporary folder."""
+    cache_gb: float = 64.0
+    """Most that the folder may hold, in GB; the shards used longest ago go first."""
+    lookahead: int = 2048
+    """Samples a rank looks ahead for shards to download."""
+    downloads: int = 4
+    """Shards downloaded side by side by a rank."""
+    timeout_s: float = 10.0
+    """Longest silence of a server before a request is given up and tried again."""
+    attempts: int = 6
+    """Tries of a request, with a growing, jittered pause between them."""
+
+    def __post_init__(self) -> None:
+        require(self.cache_gb > 0.0, f"data.store.cache_gb must be above 0, got {self.cache_gb}")
+        require(self.timeout_s > 0.0, f"data.store.timeout_s must be above 0, got {self.timeout_s}")
+        for name in ("lookahead", "downloads", "attempts"):
+            value = getattr(self, name)
+            require(value >= 1, f"data.store.{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Which samples, at which size, in which order."""
 
@@ -71,9 +96,21 @@ class DataConfig:
     block: int = 1024
     """Samples shuffled together inside a stream; part of the order of samples."""
     loader_workers: int = 0
-    """Loader CPUs a rank; 0 reads in the training thread. Never changes a pixel."""
+    """Loader processes a rank; 0 reads in the training thread. Never changes a pixel."""
     prefetch: int = 4
     """Batches read ahead a loader worker."""
+    worker_timeout_s: float = 60.0
+    """Longest time a loader worker may take over a sample before it is replaced."""
+    colour: Literal["auto", "loader", "device"] = "auto"
+    """Where the colours of a crop are changed; `auto` takes the device for GPUs."""
+    quarantine_max: int = 20
+    """Bad samples that a run goes on without, at most."""
+    quarantine_share: float = 0.001
+    """The same as a share of the split's samples; the smaller bound holds, but one is always allowed."""
+    decoded_cache: str = ""
+    """Folder on a local disk for decoded samples, filled as they are read; empty turns it off."""
+    store: StoreConfig = field(default_factory=StoreConfig)
+    """How shards at an address are read."""
 
     def __post_init__(self) -> None:
         for name in ("input_height", "input_width", "crop_height", "crop_width"):
@@ -85,6 +122,16 @@ class DataConfig:
             self.loader_workers >= 0, f"data.loader_workers must be at least 0, got {self.loader_workers}"
         )
         require(self.prefetch >= 1, f"data.prefetch must be at least 1, got {self.prefetch}")
+        require(
+            self.worker_timeout_s > 0.0, f"data.worker_timeout_s must be above 0, got {self.worker_timeout_s}"
+        )
+        require(
+            self.quarantine_max >= 0, f"data.quarantine_max must be at least 0, got {self.quarantine_max}"
+        )
+        require(
+            0.0 <= self.quarantine_share <= 1.0,
+            f"data.quarantine_share is a share in [0, 1], got {self.quarantine_share}",
+        )
 
 
 @dataclass(frozen=True)
