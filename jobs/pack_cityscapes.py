@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout or the job's copy of it
 
-from pipeline.data.cityscapes_tree import TreeError
-from pipeline.data.pack import PackReport, pack_cityscapes
+from pipeline.data.packing.cityscapes_tree import TreeError
+from pipeline.data.packing.pack import PackReport, pack_cityscapes
 from pipeline.launch.command_line import parse_flags
 from pipeline.launch.job import Result, run_job
 from pipeline.launch.paths import resolve_path

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.labels import CITYSCAPES
-from pipeline.data.pack import pack_cityscapes
+from pipeline.data.packing.pack import pack_cityscapes
 from pipeline.world import World
 
 TRAIN_IMAGES, VAL_IMAGES = 13, 5

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.data.pack import pack_cityscapes
+from pipeline.data.packing.pack import pack_cityscapes
 from pipeline.launch.local_cluster import LocalCluster
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.labels import CITYSCAPES
-from pipeline.data.pack import pack_cityscapes
+from pipeline.data.packing.pack import pack_cityscapes
 
 HEIGHT, WIDTH = 36, 52
 

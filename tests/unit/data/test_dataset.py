@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data import store as store_module
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.labels import CITYSCAPES
 from pipeline.data.manifest import load_manifest
@@ -41,7 +41,7 @@ def sign(root: str, content: dict) -> None:
 
 
 def test_samples_are_the_trees_pictures_with_train_ids(tree, tmp_path, make_scene):
-    from pipeline.data.pack import pack_cityscapes
+    from pipeline.data.packing.pack import pack_cityscapes
 
     pack_cityscapes(str(tree), str(tmp_path / "out"), samples_per_shard=3)
     samples = read_all(str(tmp_path / "out"))
@@ -260,8 +260,8 @@ def test_names_that_could_leave_the_root_are_refused(packed, name):
 
 def test_short_reads_are_completed(packed, monkeypatch):
     whole = LocalStore(packed).read_all("manifest.json")
-    real = store_module.os.pread
-    monkeypatch.setattr(store_module.os, "pread", lambda fd, n, at: real(fd, min(n, 100), at))
+    real = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, n, at: real(fd, min(n, 100), at))
     assert LocalStore(packed).read_all("manifest.json") == whole
 
 

@@ -15,13 +15,13 @@ import pytest
 import webdataset
 from PIL import Image
 
-from pipeline.data import cityscapes_tree, shard_writer
-from pipeline.data import pack as pack_module
-from pipeline.data.cityscapes_tree import TreeError
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.labels import CITYSCAPES
 from pipeline.data.manifest import load_manifest
-from pipeline.data.pack import pack_cityscapes
+from pipeline.data.packing import cityscapes_tree, shard_writer
+from pipeline.data.packing import pack as pack_module
+from pipeline.data.packing.cityscapes_tree import TreeError
+from pipeline.data.packing.pack import pack_cityscapes
 from pipeline.errors import ConfigError, DatasetError, WorldStateError
 
 

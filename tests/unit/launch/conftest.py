@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.data.pack import pack_cityscapes
+from pipeline.data.packing.pack import pack_cityscapes
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.data.cityscapes_tree import Picture, find_pictures, hash_pictures, scan_pictures
 from pipeline.data.labels import CITYSCAPES, ClassTable
 from pipeline.data.manifest import (
     FORMAT,
@@ -30,7 +29,8 @@ from pipeline.data.manifest import (
     make_manifest,
     manifest_text,
 )
-from pipeline.data.packing_record import (
+from pipeline.data.packing.cityscapes_tree import Picture, find_pictures, hash_pictures, scan_pictures
+from pipeline.data.packing.record import (
     PackingRecord,
     Source,
     content_hash,
@@ -40,7 +40,7 @@ from pipeline.data.packing_record import (
     seen_hash,
     write_record,
 )
-from pipeline.data.shard_writer import write_file, write_shard
+from pipeline.data.packing.shard_writer import write_file, write_shard
 from pipeline.errors import ConfigError, DatasetError, WorldStateError
 
 _LOG = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pipeline.data.cityscapes_tree import Picture
 from pipeline.data.manifest import ShardEntry, index_name
-from pipeline.data.shard_writer import TEMPORARY, file_sha256, write_file
+from pipeline.data.packing.cityscapes_tree import Picture
+from pipeline.data.packing.shard_writer import TEMPORARY, file_sha256, write_file
 
 RECORD_NAME = "packing.jsonl"
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import cv2
 
-from pipeline.data.cityscapes_tree import Picture, read_file
 from pipeline.data.decode import Header, decode_gray, read_header
 from pipeline.data.labels import ClassTable
 from pipeline.data.manifest import Member, SampleEntry, ShardEntry, index_name, index_text, sha256_hex
+from pipeline.data.packing.cityscapes_tree import Picture, read_file
 from pipeline.errors import WorldStateError
 
 TEMPORARY = ".partial"
