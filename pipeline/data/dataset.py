@@ -27,7 +27,7 @@ from pipeline.data.manifest import (
     load_index,
     load_manifest,
 )
-from pipeline.data.store import LocalStore, open_store
+from pipeline.data.store import Store, open_store
 from pipeline.errors import ShardError, nearest
 
 _INDEXES_KEPT = 128
@@ -47,7 +47,7 @@ class Sample:
 class ShardDataset:
     """The samples of one split, by (shard, sample) or by index in shard order."""
 
-    def __init__(self, store: LocalStore, manifest: Manifest, split: Split) -> None:
+    def __init__(self, store: Store, manifest: Manifest, split: Split) -> None:
         self.manifest = manifest
         self.split = split
         self._store = store

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.labels import ClassTable
-from pipeline.data.store import LocalStore, open_store, safe_name
+from pipeline.data.store import Store, open_store, safe_name
 from pipeline.errors import DatasetError, ShardError
 
 FORMAT = "ccs-shards/1"
@@ -144,7 +144,7 @@ def index_text(entries: tuple[SampleEntry, ...]) -> str:
     return "".join(_canonical(asdict(entry)) + "\n" for entry in entries)
 
 
-def load_index(store: LocalStore, shard: ShardEntry) -> tuple[SampleEntry, ...]:
+def load_index(store: Store, shard: ShardEntry) -> tuple[SampleEntry, ...]:
     """The checked index of a shard; raises ShardError where it is not the one the manifest means."""
     name = index_name(shard.name)
     where = f"{store.root}/{name}"

@@ -1,42 +1,18 @@
-"""Where the bytes of shards come from: exact ranges of named files, checked to be whole.
-
-`open_store` chooses by the root's scheme. Only local folders are read so far; a remote store needs
-the same four methods and nothing else changes.
-"""
+"""Ranges of local files by pread, and the open descriptors that they are read through."""
 
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections import OrderedDict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.errors import ConfigError, ShardError
+from pipeline.data.store.address import safe_name
+from pipeline.errors import ShardError
 
-_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://|^pipe:")
-_SAFE_NAME = re.compile(r"(?!.*(?:^|/)\.{1,2}(?:/|$))[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*")
-
-
-def safe_name(name: str) -> bool:
-    """True for a plain relative name that cannot leave the root, such as `train/train-000000.tar`."""
-    return _SAFE_NAME.fullmatch(name) is not None
-
-
-def open_store(root: str) -> LocalStore:
-    """The store for a root; raises ConfigError for a scheme, ShardError for a folder that is not there."""
-    if _SCHEME.match(root):
-        raise ConfigError(
-            f"cannot read shards from {root}: this version reads local folders only; "
-            "copy the shards to a folder and type its path"
-        )
-    folder = Path(root)
-    if not folder.is_dir():
-        raise ShardError(
-            f"no shards at {root}: no such folder; pack a data set with "
-            f"python jobs/pack_cityscapes.py --root TREE --out {root}"
-        )
-    return LocalStore(root)
+if TYPE_CHECKING:
+    from pipeline.data.manifest import ShardEntry
 
 
 class _Descriptor:
@@ -96,6 +72,17 @@ class LocalStore:
             return self._path(name).stat().st_size
         except OSError as error:
             raise self._absent(name, error) from error
+
+    def stage(self, shard: ShardEntry) -> None:
+        """Nothing: a local shard is where it is read."""
+
+    def drop(self, name: str) -> None:
+        """Nothing: a local file is the original."""
+
+    def close(self) -> None:
+        """Close the files, once nobody reads them any more."""
+        with self._lock:
+            self._open.clear()
 
     def _descriptor(self, name: str) -> _Descriptor:
         with self._lock:

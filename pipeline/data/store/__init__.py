@@ -1,0 +1,65 @@
+"""Where the bytes of shards come from: exact ranges of named files, checked to be whole.
+
+`open_store` chooses by the root's scheme; whoever reads shards knows the Store protocol alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from pipeline.config import StoreConfig
+from pipeline.data.store.address import is_address, safe_name
+from pipeline.data.store.local import LocalStore
+from pipeline.errors import ConfigError, ShardError
+
+if TYPE_CHECKING:
+    from pipeline.data.manifest import ShardEntry
+
+__all__ = ["LocalStore", "Store", "open_store", "safe_name"]
+
+
+_DEFAULTS = StoreConfig()
+
+
+class Store(Protocol):
+    """Files under a root. Every method may be called by several threads."""
+
+    root: str
+
+    def read(self, name: str, offset: int, num_bytes: int) -> bytes:
+        """Exactly `num_bytes` from `offset`; ShardError where the file is absent or ends before."""
+
+    def read_all(self, name: str) -> bytes:
+        """The whole file."""
+
+    def exists(self, name: str) -> bool:
+        """True where the file is there."""
+
+    def size(self, name: str) -> int:
+        """The file's bytes; ShardError where it is absent."""
+
+    def stage(self, shard: ShardEntry) -> None:
+        """Begin to bring a shard to this machine, in the background; idle where it lies here already."""
+
+    def drop(self, name: str) -> None:
+        """Forget the copy of a file that proved bad, so that it is brought again; idle for originals."""
+
+    def close(self) -> None:
+        """End whatever runs in the background. The store may not be used after."""
+
+
+def open_store(root: str, config: StoreConfig = _DEFAULTS) -> Store:
+    """The store for a root; raises ConfigError for a scheme, ShardError for a folder that is not there."""
+    del config
+    if is_address(root):
+        raise ConfigError(
+            f"cannot read shards from {root}: this version reads local folders only; "
+            "copy the shards to a folder and type its path"
+        )
+    if not Path(root).is_dir():
+        raise ShardError(
+            f"no shards at {root}: no such folder; pack a data set with "
+            f"python jobs/pack_cityscapes.py --root TREE --out {root}"
+        )
+    return LocalStore(root)
