@@ -378,3 +378,10 @@ class Config:
     """Cluster."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow."""
+
+
+WITHOUT_NUMBERS = (
+    "launch.", "tracking.", "data.store.", "data.decoded_cache", "data.loader_workers", "data.prefetch",
+    "data.worker_timeout_s", "data.quarantine_",
+)  # fmt: skip
+"""Beginnings of the names of settings that change no pixel and no weight: a resumed run may change them."""

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pipeline.config import CCS_ONLY, Config, require
+from pipeline.config import CCS_ONLY, WITHOUT_NUMBERS, Config, require
 from pipeline.errors import ConfigError, nearest
 
 
@@ -40,9 +40,14 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def config_hash(config: Config) -> str:
-    """sha256 (64 hex digits) of the values that decide numbers: all but `launch` and `tracking`."""
-    decisive = {k: v for k, v in to_dict(config).items() if k not in ("launch", "tracking")}
+    """sha256 (64 hex digits) of the values that decide numbers: all but config.WITHOUT_NUMBERS."""
+    decisive = {name: value for name, value in flatten(config).items() if decides_numbers(name)}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def decides_numbers(name: str) -> bool:
+    """True for a dotted name whose value a resumed run may not change."""
+    return not name.startswith(WITHOUT_NUMBERS)
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -95,10 +100,11 @@ def refuse_idle_settings(config: Config, typed: Iterable[str]) -> None:
          "one of them above 0"),
     )  # fmt: skip
     names = list(typed)
-    if config.data.loader_workers == 0 and "data.prefetch" in names:
-        raise ConfigError(
-            "nothing is read ahead without --data.loader_workers above 0: leave out --data.prefetch"
-        )
+    for idle in {"data.prefetch", "data.worker_timeout_s"} & set(names):
+        if config.data.loader_workers == 0:
+            raise ConfigError(
+                f"there are no loader workers: leave out --{idle}, or take --data.loader_workers above 0"
+            )
     if config.optim.warmup_steps >= config.train.steps and "optim.warmup_steps" in names:
         raise ConfigError(
             f"--optim.warmup_steps {config.optim.warmup_steps} never ends within {config.train.steps} steps"

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError, WorldStateError
-from pipeline.settings import config_hash, flatten, from_dict, to_dict
+from pipeline.settings import config_hash, decides_numbers, flatten, from_dict, to_dict
 
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 """How flock says that another process has the lock."""
@@ -171,8 +171,7 @@ def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
         pairs: dict[str, tuple[Any, Any]] = {}
     else:
         before, now = flatten(from_dict(held["config"])), flatten(from_dict(wanted["config"]))
-        pairs = {f"--{name}": (before[name], now[name]) for name in now}
-        pairs = {n: p for n, p in pairs.items() if not n.startswith(("--launch.", "--tracking."))}
+        pairs = {f"--{name}": (before[name], now[name]) for name in now if decides_numbers(name)}
     for name in held.keys() - {"config", "config_hash"}:
         pairs[name] = (held[name], wanted.get(name))
     return [f"{name} {before}, now {now}" for name, (before, now) in pairs.items() if before != now]

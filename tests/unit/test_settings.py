@@ -85,6 +85,8 @@ def test_the_hash_follows_numbers_and_not_the_cluster():
     config = recipe("laptop")
     assert config_hash(with_settings(config, {"model.head.tau": 16})) != config_hash(config)
     assert config_hash(with_settings(config, {"launch.max_failures": 9})) == config_hash(config)
+    elsewhere = {"data.store.cache_dir": "/nvme", "data.loader_workers": 3, "data.quarantine_max": 1}
+    assert config_hash(with_settings(config, elsewhere)) == config_hash(config)
 
 
 def test_a_recorded_config_that_lacks_settings_is_refused():
