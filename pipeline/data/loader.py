@@ -75,7 +75,7 @@ class TrainLoader:
         _leave_threads_to_the_loader()
 
     def batches(self, position: int) -> Generator[Batch, None, None]:
-        """Endless batches from a position: micro-batch m has position + m·B·W + rank + W·j, j < B.
+        """Endless batches from a position: micro-batch m is this rank's part of the B·W at position + m·B·W.
 
         Closing the generator ends its threads. Raises ShardError where a sample cannot be read.
         """
@@ -110,8 +110,15 @@ class TrainLoader:
 
     def _rows(self, position: int) -> Iterator[tuple[int, int, int]]:
         """(position, shard, sample) of this rank's samples, without end."""
-        for begin in count(position, self._world.size * _LOOKUP):
-            positions = rank_positions(begin, self._world, _LOOKUP)
+        batch_global = self._world.size * self._batch_per_rank
+        together = -(-_LOOKUP // self._batch_per_rank)
+        for begin in count(position, batch_global * together):
+            starts = range(begin, begin + batch_global * together, batch_global)
+            share = [
+                rank_positions(start, self._world, self._batch_per_rank, self._plan.num_streams)
+                for start in starts
+            ]
+            positions = np.concatenate(share)
             for here, (_, shard, sample) in zip(
                 positions.tolist(), self._plan.at(positions).tolist(), strict=True
             ):
@@ -119,9 +126,12 @@ class TrainLoader:
 
     def _read(self, row: tuple[int, int, int]) -> _Crop:
         position, shard, sample = row
-        read = self._dataset.read(shard, sample)
-        image, label = crops.augment(read.image_HW3, read.label_HW, self._config, self._seed, position)
-        return _Crop(image, label, position, read.key)
+        source = self._dataset.reader().open(self._dataset.ref(shard, sample))
+        size = self._config.crop_height, self._config.crop_width
+        into = crops.CropBuffers(np.empty((*size, 3), np.uint8), np.empty(size, np.uint8))
+        crop = crops.augment(source, self._config, self._seed, position, into)
+        crops.colour_in_place(into.image_hw3, crop.colour_34, crop.inside)
+        return _Crop(into.image_hw3, into.label_hw, position, source.key)
 
 
 class EvalLoader:

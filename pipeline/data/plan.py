@@ -22,13 +22,44 @@ from pipeline.data.draws import Purpose, permutation
 from pipeline.errors import ShardError
 from pipeline.world import World
 
-PLAN_FORMAT = "epoch-plan/1"
+PLAN_FORMAT = "epoch-plan/2"
 """Changes with anything that changes the order; a resume under another one is refused."""
 
 
-def rank_positions(start: int, world: World, batch_per_rank: int) -> NDArray[np.int64]:
-    """The positions of this rank in the global batch that begins at `start`."""
-    return start + world.rank + world.size * np.arange(batch_per_rank, dtype=np.int64)
+def fit_streams(streams: int, num_samples: int, block: int, batch_global: int) -> int:
+    """The number of streams that `rank_positions` deals to any number of nodes without sharing one.
+
+    At most `streams`, and one a block, as more would only narrow the mixing of a small data set. It is a
+    multiple of the global batch, or where that is larger one of its divisors: of those that keep half
+    of the streams the one with the most divisors, so that 3 or 6 nodes part it as well as 8 do; where
+    there is none the streams stay as they are, and a stream at each border belongs to two nodes.
+    `batch_global` is what all ranks read together at a time; no other number that a resume may change
+    decides the order.
+    """
+    most = min(streams, -(-num_samples // block))
+    if batch_global <= most:
+        return most // batch_global * batch_global
+    divisors = [fit for fit in range(-(-most // 2), most + 1) if batch_global % fit == 0]
+    return max(divisors, key=lambda fit: (_num_divisors(fit), fit), default=most)
+
+
+def rank_positions(start: int, world: World, samples_per_rank: int, streams: int) -> NDArray[np.int64]:
+    """The positions of this rank in the global batch that begins at `start`, ascending int64.
+
+    Ordered by stream, then by turn, the batch is cut into equal parts, and rank r takes part r: so a
+    rank, and hence a node, keeps to its own streams, and no two nodes read the same shards. All ranks
+    together have the batch, each position once, whatever their number; one rank alone has its range.
+    """
+    batch_global = world.size * samples_per_rank
+    # Streams follow each other round robin, so within an epoch position % streams names one. How many
+    # of the batch are in each is known without listing the batch, which other ranks' samples make long.
+    stream = np.arange(streams, dtype=np.int64)
+    first = (stream - start) % streams  # its first offset into the batch
+    ends = np.cumsum(-(-(batch_global - np.minimum(first, batch_global)) // streams))
+    mine = np.arange(samples_per_rank, dtype=np.int64) + world.rank * samples_per_rank
+    at = np.searchsorted(ends, mine, side="right")
+    turn = mine - np.where(at > 0, ends[at - 1], 0)
+    return np.sort(start + first[at] + turn * streams)
 
 
 class EpochPlan:
@@ -57,12 +88,11 @@ class EpochPlan:
             raise ShardError(f"no samples in {len(self._counts)} shards: there is nothing to go through")
         self._seed, self._streams, self._block, self._shuffle = seed, streams, block, shuffle
         # More streams than blocks would only narrow the mixing of a small data set.
-        num_streams = min(streams, -(-self.num_samples // block))
+        self.num_streams = num_streams = min(streams, -(-self.num_samples // block))
         self._start = np.arange(num_streams + 1, dtype=np.int64) * self.num_samples // num_streams
         length = np.diff(self._start)
         self._rounds = self.num_samples // num_streams
         self._longer = np.flatnonzero(length > self._rounds)  # streams with one sample more
-        self._num_streams = num_streams
         self._shards_of = lru_cache(maxsize=2)(self._permute_shards)
         # Every stream needs its current block, and its next one before the last stream leaves this one.
         self._block_of = lru_cache(maxsize=2 * num_streams + 2)(self._permute_block)
@@ -97,7 +127,7 @@ class EpochPlan:
 
     def _stream_and_turn(self, within: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Which stream, and which of its samples: round robin; longer streams end the epoch."""
-        turn, stream = np.divmod(within, self._num_streams)
+        turn, stream = np.divmod(within, self.num_streams)
         tail = turn == self._rounds
         stream[tail] = self._longer[stream[tail]]
         return stream, turn
@@ -132,6 +162,10 @@ class EpochPlan:
     def _permute_block(self, epoch: int, stream: int, block: int) -> NDArray[np.int64]:
         length = int(self._start[stream + 1] - self._start[stream]) - block * self._block
         return permutation(self._seed, Purpose.BLOCK, (epoch, stream, block), min(self._block, length))
+
+
+def _num_divisors(number: int) -> int:
+    return sum(number % divisor == 0 for divisor in range(1, number + 1))
 
 
 def _distinct(epoch: NDArray[np.int64]) -> list[int]:

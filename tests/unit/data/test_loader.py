@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.config import DataConfig
 from pipeline.data import loader as loader_module
-from pipeline.data.augment import augment
+from pipeline.data.augment import CropBuffers, augment, colour_in_place
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.loader import EvalLoader, TrainLoader, in_order, resize_input
 from pipeline.data.plan import EpochPlan, rank_positions
@@ -55,10 +55,13 @@ def test_batches_are_what_plan_read_and_augment_say(packed):
         assert batch.label_BHW.shape == (3, 24, 40)
         assert batch.image_BHW3.dtype == batch.label_BHW.dtype == np.uint8
         for j in range(batch_per_rank):
-            position = start + m * batch_per_rank * 2 + 1 + 2 * j
+            position = int(rank_positions(start + m * 6, world, batch_per_rank, plan.num_streams)[j])
             _, shard, sample = plan.at([position])[0].tolist()
             read = dataset.read(shard, sample)
-            image, label = augment(read.image_HW3, read.label_HW, CONFIG, SEED, position)
+            image, label = np.empty((24, 40, 3), np.uint8), np.empty((24, 40), np.uint8)
+            source = dataset.reader().open(dataset.ref(shard, sample))
+            crop = augment(source, CONFIG, SEED, position, CropBuffers(image, label))
+            colour_in_place(image, crop.colour_34, crop.inside)
             assert batch.positions[j] == position
             assert batch.keys[j] == read.key
             assert np.array_equal(batch.image_BHW3[j], image)
@@ -148,7 +151,7 @@ def test_positions_go_on_across_look_ups(packed, monkeypatch):
     monkeypatch.setattr(loader_module, "_LOOKUP", 4)
     world = World(1, 3)
     for m, batch in enumerate(take(loader(packed, world), 7, 5)):
-        assert list(batch.positions) == rank_positions(7 + m * 9, world, 3).tolist()
+        assert list(batch.positions) == rank_positions(7 + m * 9, world, 3, CONFIG.streams).tolist()
 
 
 def test_order_is_json_and_refuses_another(packed):

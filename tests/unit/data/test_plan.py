@@ -38,7 +38,9 @@ def test_any_chain_of_resumes_at_other_worlds_consumes_the_plan_in_order(counts,
         plan = EpochPlan(counts, seed, streams, block)  # a new process every time
         for _ in range(steps):
             for rank in range(world_size):
-                positions = rank_positions(position, World(rank, world_size), batch_per_rank)
+                positions = rank_positions(
+                    position, World(rank, world_size), batch_per_rank, plan.num_streams
+                )
                 assert len(positions) == batch_per_rank
                 for at, row in zip(positions.tolist(), plan.at(positions).tolist(), strict=True):
                     assert at not in consumed
