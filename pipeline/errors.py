@@ -36,6 +36,10 @@ class ShardError(PipelineError):
     exit_code = 2
 
 
+class SampleError(ShardError):
+    """One sample of a sound shard that is damaged: training goes on without it, evaluation does not."""
+
+
 class CheckpointError(PipelineError):
     """A checkpoint or model that is missing, damaged or made for something else."""
 

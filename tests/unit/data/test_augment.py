@@ -10,11 +10,45 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import AugmentConfig, DataConfig
-from pipeline.data.augment import PAD_RGB, augment, constants, resize_image
+from pipeline.data import augment as crops
+from pipeline.data.augment import PAD_RGB, CropBuffers, colour_in_place, constants, resize_image
 
 STILL = AugmentConfig(scale_min=1.0, scale_max=1.0, flip=False, photometric=False, max_class_share=1.0)
 # Colours of 8 ids in which no blend of two is a third: any mixture is told from a pure pixel.
 CODES = np.random.default_rng(5).permutation(np.arange(20, 220, dtype=np.uint8))[:24].reshape(8, 3)
+
+
+class Picture:
+    """A sample in memory that counts the pixels it was asked for."""
+
+    key = "k"
+
+    def __init__(self, image, label):
+        self._image, self._label = image, label
+        self.height, self.width = label.shape
+        self.image_regions, self.label_regions = [], []
+
+    def image_region(self, rows, columns):
+        self.image_regions.append((rows, columns))
+        return self._image[rows, columns]
+
+    def label_region(self, rows, columns):
+        self.label_regions.append((rows, columns))
+        return self._label[rows, columns]
+
+
+def augment(image, label, made, seed, position):
+    """The finished crop, image and label."""
+    into = buffers(made)
+    crop = crops.augment(Picture(image, label), made, seed, position, into)
+    colour_in_place(into.image_hw3, crop.colour_34, crop.inside)
+    return into.image_hw3, into.label_hw
+
+
+def buffers(made, fill=77):
+    """Where a crop goes: what lay there before must not matter."""
+    size = made.crop_height, made.crop_width
+    return CropBuffers(np.full((*size, 3), fill, np.uint8), np.full(size, fill, np.uint8))
 
 
 def config(crop=(64, 96), size=(64, 96), **changes) -> DataConfig:
