@@ -15,12 +15,12 @@ surprises gives None: the caller then decodes the whole picture with OpenCV.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import struct
 import zlib
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ _VERSION = 1
 _NONE, _UP = 0, 2
 _MARKER_AT = 33  # after the signature and IHDR
 _CHUNK_BYTES = 12  # what a chunk adds to its data: length, kind, CRC
+_ZLIB_HEADER = b"\x78\x9c"
 _FULL_FLUSH = b"\x00\x00\xff\xff"
 _ADLER_BYTES = 4
 _MOST_INFLATION = 1032
@@ -64,7 +65,7 @@ class Layout:
         """The bytes of the file that hold these rows; `rows` is not empty and inside the picture."""
         return slice(self.offsets[rows.start // self.strip_rows], self.offsets[self._end_strip(rows)])
 
-    def decode(self, part: bytes, rows: slice, columns: slice) -> NDArray[np.uint8] | None:
+    def decode(self, part: bytes | memoryview, rows: slice, columns: slice) -> NDArray[np.uint8] | None:
         """The region from the bytes of `span(rows)`: (h, w) or RGB (h, w, 3), or None where they surprise.
 
         Raises DatasetError where a strip differs from its CRC.
@@ -119,12 +120,13 @@ def encode(picture: NDArray[np.uint8], filtered: bool | None = None) -> bytes:
         raise ValueError(f"a striped PNG holds grey or RGB uint8, not {picture.dtype} {picture.shape}")
     filtered = picture.ndim == 3 if filtered is None else filtered
     lines = np.ascontiguousarray(picture).reshape(height, -1)
-    deflater = zlib.compressobj(6 if filtered else 9)
-    strips = []
+    strips, adler = [], 1
     for top in range(0, height, STRIP_ROWS):
-        raw = _filtered_lines(lines[top : top + STRIP_ROWS], filtered)
-        ending = zlib.Z_FULL_FLUSH if top + STRIP_ROWS < height else zlib.Z_FINISH
-        strips.append(deflater.compress(raw.tobytes()) + deflater.flush(ending))
+        raw = _filtered_lines(lines[top : top + STRIP_ROWS], filtered).tobytes()
+        strips.append(_deflate(raw, filtered, is_last=top + STRIP_ROWS >= height))
+        adler = zlib.adler32(raw, adler)
+    strips[0] = _ZLIB_HEADER + strips[0]
+    strips[-1] += struct.pack(">I", adler)
     colour_type = 2 if picture.ndim == 3 else 0
     header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
     marker = struct.pack(">BBH", _VERSION, _UP if filtered else _NONE, STRIP_ROWS)
@@ -170,7 +172,7 @@ def decode_region(data: bytes, rows: slice, columns: slice) -> NDArray[np.uint8]
     layout = read_layout(data)
     if layout is None or layout.num_bytes != len(data):
         return None
-    return layout.decode(data[layout.span(rows)], rows, columns)
+    return layout.decode(memoryview(data)[layout.span(rows)], rows, columns)
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
@@ -179,9 +181,22 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _check_crc(body: bytes | memoryview, recorded: bytes | memoryview) -> None:
-    if _fast_zlib().crc32(body) != int.from_bytes(recorded, "big"):
+    if fast_zlib().crc32(body) != int.from_bytes(recorded, "big"):
         kind = bytes(body[:4]).decode("latin-1")
-        raise DatasetError(f"broken PNG: a chunk {kind!r} differs from its CRC; replace it")
+        raise DatasetError(f"broken PNG: its chunk {kind!r} differs from the CRC; replace it")
+
+
+def _deflate(raw: bytes, filtered: bool, is_last: bool) -> bytes:
+    """One strip by itself: matched or merely Huffman coded, whichever is smaller.
+
+    Where sensor noise leaves nothing to match, Huffman alone is up to 10 % smaller and inflates
+    faster by a quarter; to try it costs a tenth of the time that matching takes.
+    """
+    tries = []
+    for strategy in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY):
+        deflater = zlib.compressobj(6 if filtered else 9, wbits=-15, strategy=strategy)
+        tries.append(deflater.compress(raw) + deflater.flush(zlib.Z_FINISH if is_last else zlib.Z_FULL_FLUSH))
+    return min(tries, key=len)
 
 
 def _filtered_lines(rows: NDArray[np.uint8], filtered: bool) -> NDArray[np.uint8]:
@@ -205,8 +220,7 @@ def _unfilter(lines: NDArray[np.uint8], skipped: int, filtered: bool, into: NDAr
 
 def _without_zlib_header(deflated: memoryview) -> memoryview:
     """The first strip's deflate stream; empty, which inflates to nothing, where its header is unusual."""
-    is_plain = len(deflated) > 2 and deflated[0] == 0x78 and not deflated[1] & 0x20
-    return deflated[2 if is_plain else len(deflated) :]
+    return deflated[2:] if deflated[:2] == _ZLIB_HEADER else deflated[:0]
 
 
 def _inflate_exactly(deflated: memoryview, num_bytes: int, is_last: bool) -> bytes | None:
@@ -215,24 +229,22 @@ def _inflate_exactly(deflated: memoryview, num_bytes: int, is_last: bool) -> byt
         return None
     if not is_last and deflated[-4:] != _FULL_FLUSH:
         return None
-    inflater = _fast_zlib().decompressobj(wbits=-15)
+    fast = fast_zlib()
+    inflater = fast.decompressobj(wbits=-15)
     try:
         raw: bytes = inflater.decompress(deflated, num_bytes + 1)
-    except _errors():
+    except fast.error:  # nonsense, or a reference to what lies before the strip
         return None
     left_over = _ADLER_BYTES if is_last else 0
     ended = inflater.eof == is_last and len(inflater.unused_data) == left_over
     return raw if ended and len(raw) == num_bytes and not inflater.unconsumed_tail else None
 
 
-def _fast_zlib() -> ModuleType:
+@functools.cache
+def fast_zlib() -> ModuleType:
     """The zlib of isal where that is installed (several times faster, the same bytes), else Python's own."""
     try:
         from isal import isal_zlib  # noqa: PLC0415 - optional, and not part of the core's imports
     except ImportError:
         return zlib
     return isal_zlib
-
-
-def _errors() -> tuple[Any, ...]:
-    return (zlib.error, _fast_zlib().error)
