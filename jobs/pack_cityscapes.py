@@ -9,23 +9,32 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout or the job's copy of it
 
-from pipeline.data.packing.cityscapes_tree import TreeError
 from pipeline.data.packing.pack import PackReport, pack_cityscapes
+from pipeline.data.packing.pictures import TreeError
 from pipeline.launch.command_line import parse_flags
 from pipeline.launch.job import Result, run_job
 from pipeline.launch.paths import resolve_path
+from pipeline.launch.ray_map import task_map
 
 
 @dataclass(frozen=True)
 class Flags:
-    """A tree with leftImg8bit/ and gtFine/ → WebDataset shards with a manifest."""
+    """A tree with leftImg8bit/ and gtFine/ → WebDataset shards with a manifest.
+
+    Where RAY_ADDRESS is set the cluster's nodes work, else the cores of this machine.
+    """
 
     root: str
     """Folder that holds leftImg8bit/<split>/<city>/ and gtFine/<split>/<city>/."""
     out: str
-    """Folder for the shards: new, empty, or packed from this tree before (then what lacks is added)."""
+    """Folder, s3://BUCKET/PATH or gs://…: new, empty, or packed from this tree before (then what lacks is
+    added)."""
     splits: tuple[str, ...] = ("train", "val")
     """Splits to pack."""
+    codec: str = "striped"
+    """striped: lossless, crops decode alone (JPEGs are kept); keep: the images' own bytes; jpeg:Q: lossy."""
+    processes: int = 0
+    """Processes that work; 0 takes one a core."""
 
 
 def pack(result: Result, argv: list[str]) -> None:
@@ -33,7 +42,8 @@ def pack(result: Result, argv: list[str]) -> None:
     flags = parse_flags(Flags, argv)
     root, out = resolve_path("--root", flags.root), resolve_path("--out", flags.out)
     try:
-        report = pack_cityscapes(root, out, flags.splits)
+        with task_map(flags.processes) as map_tasks:
+            report = pack_cityscapes(root, out, flags.splits, flags.codec, map_tasks=map_tasks)
     except TreeError as error:
         result["refused"] = len(error.problems)
         raise

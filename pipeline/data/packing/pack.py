@@ -1,24 +1,21 @@
-"""A tree in Cityscapes' layout → WebDataset shards with a manifest.
+"""Pictures and labels → WebDataset shards with a manifest.
 
 The whole tree is scanned, decoded and compared before a byte is written, so a bad tree costs one clear
-line and leaves nothing behind. The same tree gives the same bytes and the same manifest id. The
-manifest is written last: until then there is no data set at `out`, and running again goes on with the
-shards that are whole; once it is there, running again on the same tree changes nothing.
+line and leaves nothing behind. The same tree and options give the same bytes and the same manifest id,
+whatever works on it. The manifest is written last: until then there is no data set at `out`, and
+running again goes on with the shards that are whole; once it is there, running again on the same tree
+changes nothing.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
-import re
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from pipeline.data.labels import CITYSCAPES, ClassTable
+from pipeline.data.labels import CITYSCAPES
 from pipeline.data.manifest import (
     FORMAT,
     MANIFEST_NAME,
@@ -29,23 +26,28 @@ from pipeline.data.manifest import (
     make_manifest,
     manifest_text,
 )
-from pipeline.data.packing.cityscapes_tree import Picture, find_pictures, hash_pictures, scan_pictures
+from pipeline.data.packing.cityscapes_tree import find_pictures
+from pipeline.data.packing.codec import parse_codec
+from pipeline.data.packing.folder_tree import find_pairs
+from pipeline.data.packing.output import LocalOutput, Output, open_output, write_whole
+from pipeline.data.packing.parallel import MapTasks, in_turn
+from pipeline.data.packing.pictures import Picture, hash_pictures, scan_pictures
+from pipeline.data.packing.progress import Progress
 from pipeline.data.packing.record import (
     PackingRecord,
+    RecordKeeper,
     Source,
     content_hash,
-    is_whole,
     read_record,
-    remove_shards,
+    remove_other_shards,
     seen_hash,
-    write_record,
+    whole_shards,
 )
-from pipeline.data.packing.shard_writer import write_file, write_shard
-from pipeline.errors import ConfigError, DatasetError, WorldStateError
+from pipeline.data.packing.shard_plan import PackOptions, ShardTask, plan_shards, refuse_no_space
+from pipeline.data.packing.shard_writer import write_shard
+from pipeline.errors import DatasetError, WorldStateError
 
 _LOG = logging.getLogger(__name__)
-_BYTES_A_SAMPLE = 4096
-"""Tar headers, padding and index lines of a sample, at most."""
 
 
 @dataclass(frozen=True)
@@ -63,153 +65,136 @@ def pack_cityscapes(
     root: str,
     out: str,
     splits: Sequence[str] = ("train", "val"),
-    classes: ClassTable = CITYSCAPES,
-    samples_per_shard: int = 1000,
-    bytes_per_shard: int = 256 * 2**20,
+    codec: str = "striped",
+    samples_per_shard: int = PackOptions.samples_per_shard,
+    bytes_per_shard: int = PackOptions.bytes_per_shard,
+    map_tasks: MapTasks = in_turn,
 ) -> PackReport:
-    """Packs a tree into the folder `out`, or finds that it is packed already.
+    """Packs a tree in Cityscapes' layout; see `pack_pictures`."""
+    options = PackOptions(
+        CITYSCAPES, parse_codec(codec), samples_per_shard=samples_per_shard, bytes_per_shard=bytes_per_shard
+    )
+    output = open_output(out)
+    pictures = find_pictures(Path(root), tuple(dict.fromkeys(splits)))
+    return pack_pictures(pictures, root, output, options, map_tasks)
 
-    Raises TreeError (a DatasetError) for a bad tree, DatasetError for an `out` that holds something
+
+def pack_folder(
+    images: str,
+    labels: str,
+    out: str,
+    options: PackOptions,
+    split: str = "",
+    map_tasks: MapTasks = in_turn,
+) -> PackReport:
+    """Packs a folder of images and one of labels; see `find_pairs` and `pack_pictures`."""
+    output = open_output(out)
+    pictures = find_pairs(Path(images), Path(labels), split)
+    return pack_pictures(pictures, images, output, options, map_tasks)
+
+
+def pack_pictures(
+    pictures: Sequence[Picture], source: str, output: Output, options: PackOptions, map_tasks: MapTasks
+) -> PackReport:
+    """Packs pictures, or finds that they are packed already; `source` is what errors call them.
+
+    Raises TreeError (a DatasetError) for bad pictures, DatasetError for an output that holds something
     else, WorldStateError where there is no space, the disk refuses, or another process is packing there.
     """
-    folder = _folder(out)
-    splits = tuple(dict.fromkeys(splits))
-    pictures = find_pictures(Path(root), splits)
-    options = [FORMAT, list(splits), classes.to_dict(), samples_per_shard, bytes_per_shard]
-    record = _record_of(folder, pictures, options, root)
-    finished = load_manifest(out) if record and (folder / MANIFEST_NAME).is_file() else None
-    if record and finished and all(_same_size(folder, shard) for shard in _shards(finished)):
-        _LOG.info("[pack] %s holds this tree already; nothing to do", out)
+    described = _described(options, pictures)
+    record = _record_of(output, pictures, described, source, map_tasks)
+    finished = load_manifest(output.root) if record and output.size(MANIFEST_NAME) >= 0 else None
+    if record and finished and all(output.size(shard.name) == shard.bytes for shard in _shards(finished)):
+        _LOG.info("[pack] %s holds this tree already; nothing to do", output.root)
         return _report(finished)
     if record is None:
-        _LOG.info("[pack] checking %d pictures and labels of %s", len(pictures), root)
-        digests = scan_pictures(pictures, classes)
-        source = Source(seen_hash(pictures, options), content_hash(pictures, digests, options))
-        record = PackingRecord(source)
-    plan = plan_shards(pictures, samples_per_shard, bytes_per_shard)
-    _refuse_no_space(folder, plan, record)
-    with _only_packer(folder):
-        manifest = _write(folder, plan, record, classes, splits)
+        _LOG.info("[pack] checking %d pictures and labels of %s", len(pictures), source)
+        digests = scan_pictures(pictures, options.classes, options.palette, map_tasks)
+        record = PackingRecord(
+            Source(seen_hash(pictures, described), content_hash(pictures, digests, described))
+        )
+    tasks = plan_shards(pictures, options.samples_per_shard, options.bytes_per_shard)
+    missing = [task for task in tasks if task.name not in record.shards]
+    refuse_no_space(output, missing, options.codec)
+    with output.only_packer():
+        manifest = _write(output, tasks, record, options, map_tasks)
     return _report(manifest)
 
 
-def plan_shards(
-    pictures: Sequence[Picture], samples_per_shard: int, bytes_per_shard: int
-) -> dict[str, tuple[Picture, ...]]:
-    """Shard name → its pictures, in their order; a shard has at least one, and keeps to both limits."""
-    plan: dict[str, list[Picture]] = {}
-    shards_of: dict[str, int] = {}
-    room = 0
-    for picture in pictures:
-        size = picture.image.stat().st_size + picture.label.stat().st_size
-        name = f"{picture.split}/{picture.split}-{shards_of.get(picture.split, 0) - 1:06d}.tar"
-        if picture.split not in shards_of or len(plan[name]) >= samples_per_shard or size > room:
-            number = shards_of.get(picture.split, 0)
-            shards_of[picture.split] = number + 1
-            name = f"{picture.split}/{picture.split}-{number:06d}.tar"
-            plan[name], room = [], bytes_per_shard
-        plan[name].append(picture)
-        room -= size
-    return {name: tuple(members) for name, members in plan.items()}
-
-
-def _folder(out: str) -> Path:
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", out):
-        raise ConfigError(f"cannot pack to {out}: this version writes local folders only; type a path")
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise DatasetError(f"{out} is a file; --out takes a folder that is new, empty or packed before")
-    return folder
+def _described(options: PackOptions, pictures: Sequence[Picture]) -> list[object]:
+    """All that the shards depend on beside the pictures' bytes, as JSON values."""
+    splits = list(dict.fromkeys(picture.split for picture in pictures))
+    limits = [options.samples_per_shard, options.bytes_per_shard]
+    return [FORMAT, splits, options.classes.to_dict(), *limits, str(options.codec), options.palette]
 
 
 def _record_of(
-    folder: Path, pictures: Sequence[Picture], options: Sequence[object], root: str
+    output: Output,
+    pictures: Sequence[Picture],
+    described: Sequence[object],
+    source: str,
+    map_tasks: MapTasks,
 ) -> PackingRecord | None:
-    """The record of an earlier packing of this very tree, else None; refuses a folder that is not ours."""
-    record = read_record(folder)
+    """The record of an earlier packing of these very pictures, else None; refuses an output not ours."""
+    record = read_record(output)
     if record is not None:
-        if record.source.seen == seen_hash(pictures, options):
+        if record.source.seen == seen_hash(pictures, described):
             return record
-        if record.source.content == content_hash(pictures, hash_pictures(pictures), options):
+        if record.source.content == content_hash(pictures, hash_pictures(pictures, map_tasks), described):
             return record
-    if (folder / MANIFEST_NAME).is_file():
+    root = output.root
+    if output.size(MANIFEST_NAME) >= 0:
         raise DatasetError(
-            f"{folder} holds another data set, or {root} (or the options) changed since it was packed; "
-            "take another --out, or remove that folder and run again"
+            f"{root} holds another data set, or {source} (or the options) changed since it was packed; "
+            "take another --out, or remove that one and run again"
         )
-    if record is None and folder.is_dir() and any(folder.iterdir()):
+    folder = Path(root)
+    if record is None and isinstance(output, LocalOutput) and folder.is_dir() and any(folder.iterdir()):
         inside = ", ".join(sorted(entry.name for entry in folder.iterdir())[:4])
-        raise DatasetError(f"{folder} is not empty (it has {inside}); --out takes a new or empty folder")
+        raise DatasetError(f"{root} is not empty (it has {inside}); --out takes a new or empty folder")
     return None
 
 
 def _write(
-    folder: Path,
-    plan: dict[str, tuple[Picture, ...]],
+    output: Output,
+    tasks: Sequence[ShardTask],
     record: PackingRecord,
-    classes: ClassTable,
-    splits: Sequence[str],
+    options: PackOptions,
+    map_tasks: MapTasks,
 ) -> Manifest:
     """Writes the shards that are not whole yet, then the manifest."""
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)  # a damaged data set stops being one while it is mended
-    done = {name: shard for name, shard in record.shards.items() if name in plan and is_whole(folder, shard)}
+    if isinstance(output, LocalOutput):  # a damaged data set stops being one while it is mended
+        (output.folder / MANIFEST_NAME).unlink(missing_ok=True)
+    names = {task.name for task in tasks}
+    done = {name: shard for name, shard in whole_shards(output, record).items() if name in names}
     if done:
-        _LOG.info("[pack] going on after %d of %d shards", len(done), len(plan))
-    remove_shards(folder, splits, keep=set(done))
-    record = PackingRecord(record.source, done)
-    write_record(folder, record)
-    for name, pictures in plan.items():
-        if name not in done:
-            record.shards[name] = write_shard(folder, name, pictures, classes)
-            write_record(folder, record)
-            _LOG.info("[pack] %s: %d samples", name, len(pictures))
-    manifest = make_manifest(
-        classes,
-        {
-            split: Split(split, tuple(record.shards[name] for name in plan if name.startswith(f"{split}/")))
-            for split in splits
-        },
-    )
-    write_file(folder / MANIFEST_NAME, manifest_text(manifest).encode())
+        _LOG.info("[pack] going on after %d of %d shards", len(done), len(tasks))
+    splits = tuple(dict.fromkeys(picture.split for task in tasks for picture in task.pictures))
+    remove_other_shards(output, splits, keep=set(done))
+    keeper = RecordKeeper(output, PackingRecord(record.source, done))
+    before = sum(shard.samples for shard in done.values())
+    progress = Progress("packed", sum(len(task.pictures) for task in tasks), before)
+    missing = [task for task in tasks if task.name not in done]
+    for shard in map_tasks(partial(write_shard, output=output, options=options), missing):
+        _refuse_unseen(output, shard)
+        keeper.add(shard)
+        progress.done(shard.samples)
+    keeper.close()
+    entries = [done[task.name] for task in tasks]
+    by_split = {s: Split(s, tuple(e for e in entries if e.name.startswith(f"{s}/"))) for s in splits}
+    manifest = make_manifest(options.classes, by_split)
+    write_whole(output, MANIFEST_NAME, manifest_text(manifest).encode())
     return manifest
 
 
-def _refuse_no_space(folder: Path, plan: dict[str, tuple[Picture, ...]], record: PackingRecord) -> None:
-    needed = sum(
-        picture.image.stat().st_size + picture.label.stat().st_size + _BYTES_A_SAMPLE
-        for name, pictures in plan.items()
-        if name not in record.shards
-        for picture in pictures
-    )
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if needed > free:
+def _refuse_unseen(output: Output, shard: ShardEntry) -> None:
+    """Raises WorldStateError where a shard that somebody wrote is not found from here."""
+    size = output.size(shard.name)
+    if size != shard.bytes:
         raise WorldStateError(
-            f"no space for {needed / 1e9:.2f} GB of shards at {folder}: {free / 1e9:.2f} GB are free; "
-            "free some, or take another --out"
+            f"{output.root}/{shard.name} was written with {shard.bytes} bytes and has {max(size, 0)} here; "
+            "on a cluster --out must be on a file system that all nodes mount, or an address"
         )
-
-
-@contextmanager
-def _only_packer(folder: Path) -> Iterator[None]:
-    """Holds the folder, made where it is not there, against a second process that would pack into it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise WorldStateError(f"cannot make {folder}: {error.strerror}; take another --out") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise WorldStateError(f"another process is packing into {folder}; wait for it to end") from error
-    finally:
-        os.close(descriptor)
-
-
-def _same_size(folder: Path, shard: ShardEntry) -> bool:
-    path = folder / shard.name
-    return path.is_file() and path.stat().st_size == shard.bytes
 
 
 def _shards(manifest: Manifest) -> Iterator[ShardEntry]:

@@ -18,10 +18,10 @@ from PIL import Image
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.labels import CITYSCAPES
 from pipeline.data.manifest import load_manifest
-from pipeline.data.packing import cityscapes_tree, shard_writer
+from pipeline.data.packing import output, pictures, shard_writer
 from pipeline.data.packing import pack as pack_module
-from pipeline.data.packing.cityscapes_tree import TreeError
 from pipeline.data.packing.pack import pack_cityscapes
+from pipeline.data.packing.pictures import TreeError
 from pipeline.errors import ConfigError, DatasetError, WorldStateError
 
 
@@ -63,9 +63,9 @@ def test_shards_open_with_webdataset_and_its_decoder(tree, tmp_path):
         assert np.array_equal(sample["label.png"], np.dstack([read.label_HW] * 3))
 
 
-def test_images_keep_their_bytes_and_the_manifest_tells_the_truth(tree, tmp_path):
+def test_kept_images_keep_their_bytes_and_the_manifest_tells_the_truth(tree, tmp_path):
     out = tmp_path / "out"
-    report = pack_cityscapes(str(tree), str(out), samples_per_shard=4)
+    report = pack_cityscapes(str(tree), str(out), codec="keep", samples_per_shard=4)
     manifest = load_manifest(str(out))
     assert manifest.classes == CITYSCAPES
     assert report.manifest_id == manifest.id
@@ -74,7 +74,7 @@ def test_images_keep_their_bytes_and_the_manifest_tells_the_truth(tree, tmp_path
     assert report.bytes == sum((out / shard.name).stat().st_size for shard in shards)
     seen = 0
     for shard in shards:
-        assert shard_writer.file_sha256(out / shard.name) == shard.sha256
+        assert output.file_sha256(out / shard.name) == shard.sha256
         with tarfile.open(out / shard.name) as tar:
             for member in tar:
                 if member.name.endswith(".image.png"):
@@ -112,11 +112,11 @@ def test_an_interrupted_packing_leaves_no_data_set_and_goes_on(tree, tmp_path, m
     written = []
     real = shard_writer.write_shard
 
-    def dies_at_third(folder, name, *rest):
+    def dies_at_third(task, **rest):
         if len(written) == 2:
             raise KeyboardInterrupt
-        written.append(name)
-        return real(folder, name, *rest)
+        written.append(task.name)
+        return real(task, **rest)
 
     monkeypatch.setattr(pack_module, "write_shard", dies_at_third)
     with pytest.raises(KeyboardInterrupt):
@@ -126,7 +126,9 @@ def test_an_interrupted_packing_leaves_no_data_set_and_goes_on(tree, tmp_path, m
     (out / "train" / "train-000099.tar").write_bytes(b"of a larger tree")
     (out / "train" / "train-000001.tar").write_bytes(b"damaged since")
     again = []
-    monkeypatch.setattr(pack_module, "write_shard", lambda *a: again.append(a[1]) or real(*a))
+    monkeypatch.setattr(
+        pack_module, "write_shard", lambda task, **kw: again.append(task.name) or real(task, **kw)
+    )
     monkeypatch.setattr(pack_module, "scan_pictures", lambda *_: pytest.fail("scanned twice"))
     assert pack_cityscapes(str(tree), str(out), samples_per_shard=3) == expected
     assert again == [f"train/train-{n:06d}.tar" for n in (1, 2, 3)] + [
@@ -155,7 +157,7 @@ def test_a_picture_that_vanishes_while_it_is_packed_is_named(tree, tmp_path, mon
         return digests
 
     def absent(path):
-        return cityscapes_tree.read_file(path.with_name("gone.png"))
+        return pictures.read_file(path.with_name("gone.png"))
 
     monkeypatch.setattr(pack_module, "scan_pictures", scan)
     with pytest.raises(
@@ -196,8 +198,8 @@ def test_a_folder_that_holds_something_else_is_left_alone(tree, tmp_path, add_pa
     assert files_of(out) == before
     with pytest.raises(DatasetError, match=r"is a file"):
         pack_cityscapes(str(tree), str(other / "mine.txt"))
-    with pytest.raises(ConfigError, match=r"local folders only"):
-        pack_cityscapes(str(tree), "s3://bucket/x")
+    with pytest.raises(ConfigError, match=r"cannot pack to https://a/b: type a folder, s3://BUCKET/PATH or"):
+        pack_cityscapes(str(tree), "https://secret@a/b")
 
 
 def test_shards_keep_to_both_limits(tree, tmp_path):
@@ -292,7 +294,7 @@ def unreadable_image(tree):
         (cut_label, r"city0_000000_gtFine_labelIds\.png is a broken PNG: cut short"),
         (foreign_ids, r"00_gtFine_labelIds\.png: label ids \[77\] are not in the class table; list"),
         (colour_label, r"labelIds\.png is not an 8-bit single-channel PNG .*; save the label as 8-bit grey"),
-        (palette_label, r"labelIds\.png is not an 8-bit single-channel PNG .*; save the label as 8-bit grey"),
+        (palette_label, r"labelIds\.png is a palette PNG, .*; if they are ids, .*--palette, else save"),
         (deep_label, r"labelIds\.png is not an 8-bit single-channel PNG .*16-bit.*; save the label"),
         (duplicate_in_another_city, r"duplicate key 'city0_000000': .*city0.* and .*zurich.*; rename"),
         (duplicate_as_jpeg, r"duplicate key 'city0_000000': .*\.jpg and .*\.png; rename or remove one"),
@@ -349,8 +351,9 @@ def test_folders_that_are_no_tree_are_refused_with_what_to_type(tree, tmp_path):
 
 
 @foreign_reader
+@pytest.mark.parametrize("codec", ["striped", "keep"])
 @pytest.mark.parametrize("kind", ["rgba", "grey", "deep", "deep-grey", "palette", "jpeg", "grey-jpeg"])
-def test_any_kind_of_image_becomes_rgb_and_keeps_its_bytes(tmp_path, kind, make_scene, add_pair):
+def test_any_kind_of_image_is_read_as_rgb_however_it_is_packed(tmp_path, codec, kind, make_scene, add_pair):
     image, label = make_scene(3)
     image = cv2.GaussianBlur(image, (0, 0), 6)
     grey = np.repeat(image[..., :1], 3, axis=2)
@@ -374,13 +377,14 @@ def test_any_kind_of_image_becomes_rgb_and_keeps_its_bytes(tmp_path, kind, make_
         picture = Image.fromarray(image).quantize(16)
         picture.save(path)
         expected = np.asarray(picture.convert("RGB"))
-    pack_cityscapes(str(tree), str(tmp_path / "out"), splits=("train",))
+    pack_cityscapes(str(tree), str(tmp_path / "out"), ("train",), codec)
     read = ShardDataset.open(str(tmp_path / "out"), "train").sample_at(0)
     assert np.abs(read.image_HW3.astype(int) - expected.astype(int)).max() <= tolerance
     theirs = next(
         iter(webdataset.WebDataset(str(tmp_path / "out/train/train-000000.tar"), shardshuffle=False))
     )
-    assert theirs[f"image.{suffix}"] == path.read_bytes()
+    assert (theirs[f"image.{suffix}"] == path.read_bytes()) is (codec == "keep" or suffix == "jpg")
+    assert f"image.{suffix}" in theirs
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(theirs["label.png"]))), read.label_HW)
 
 
@@ -409,7 +413,7 @@ def test_a_disk_that_fills_up_names_the_file_and_leaves_no_torn_one(tree, tmp_pa
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shard_writer.os, "fsync", full)
+    monkeypatch.setattr(output.os, "fsync", full)
     with pytest.raises(WorldStateError, match=r"cannot write .*: No space left on device; free the space"):
         pack_cityscapes(str(tree), str(tmp_path / "out"))
     assert files_of(tmp_path / "out") == {}

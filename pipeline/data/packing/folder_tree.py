@@ -1,0 +1,84 @@
+"""What lies in a folder of images and a folder of labels, of any data set.
+
+    IMAGES/[<split>/]…/<key>.png      (or .jpg, .jpeg)
+    LABELS/[<split>/]…/<key>.png
+
+An image and a label belong together by their names without the ending; the folders between are free.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.data.packing.pictures import Picture, TreeError, by_key, files_of
+from pipeline.errors import ConfigError, DatasetError
+
+_SPLIT = re.compile(r"[A-Za-z0-9_-]{1,40}")
+
+
+def find_pairs(images: Path, labels: Path, split: str = "") -> tuple[Picture, ...]:
+    """All pairs, by split and key; raises TreeError for whatever has no counterpart.
+
+    With `split` everything belongs to it; without, each folder in `images` is a split of its own.
+    """
+    for flag, folder in (("--images", images), ("--labels", labels)):
+        if not folder.is_dir():
+            raise DatasetError(f"no such folder: {folder}; {flag} takes a folder of pictures")
+    if split and _SPLIT.fullmatch(split) is None:
+        raise ConfigError(f"--split {split!r} is no name: type letters, digits, - and _")
+    folders = [(split, images, labels)] if split else _folders(images, labels)
+    problems: list[str] = []
+    pictures: list[Picture] = []
+    for name, image_folder, label_folder in folders:
+        found = by_key(((path.stem, path) for path in _below(image_folder)), problems)
+        if not found:
+            raise DatasetError(f"no images in {image_folder}; they are expected as <key>.png (or .jpg)")
+        pngs = (path for path in _below(label_folder) if path.suffix.lower() == ".png")
+        pictures += _pairs(name, found, by_key(((path.stem, path) for path in pngs), problems), problems)
+    if problems:
+        raise TreeError(problems)
+    return tuple(pictures)
+
+
+def _pairs(
+    split: str, images: dict[str, Path], labels: dict[str, Path], problems: list[str]
+) -> Iterator[Picture]:
+    for key in sorted(images.keys() | labels.keys()):
+        if key not in labels:
+            problems.append(
+                f"image without label: {images[key]} lacks a {key}.png; add it or remove the image"
+            )
+        elif key not in images:
+            problems.append(
+                f"label without image: {labels[key]} lacks a {key}.png (or .jpg); add it or remove the label"
+            )
+        else:
+            yield Picture(split, key, images[key], labels[key])
+
+
+def _folders(images: Path, labels: Path) -> list[tuple[str, Path, Path]]:
+    """(split, images, labels) of the folders in `images`; refuses what belongs to no split."""
+    names = sorted(e.name for e in images.iterdir() if e.is_dir() and not e.name.startswith("."))
+    if any(files_of(images)) or not names:
+        raise DatasetError(
+            f"{images} has {'pictures' if any(files_of(images)) else 'no folders'} where each folder in it "
+            "is to be a split (train/, val/); make such folders, or type --split NAME for all of them"
+        )
+    for name in names:
+        if _SPLIT.fullmatch(name) is None:
+            raise DatasetError(f"{images / name}: a split's name has letters, digits, - and _; rename it")
+        if not (labels / name).is_dir():
+            raise DatasetError(
+                f"no such folder: {labels / name}; each split of {images} needs one, or type --split NAME"
+            )
+    return [(name, images / name, labels / name) for name in names]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """The pictures in a folder and in all folders below it, in order; hidden folders left out."""
+    yield from files_of(folder)
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and not entry.name.startswith("."):
+            yield from _below(entry)

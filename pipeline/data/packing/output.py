@@ -1,0 +1,204 @@
+"""Where packed files go: a folder, or an address in an object store. A file is whole or not there.
+
+In a folder a file gets its name only when it is complete and on the disk. At an address it is written
+into this machine's temporary folder and uploaded; object stores show an upload when it is finished,
+and one that is interrupted never is. Outputs are small and picklable, as every packing process writes
+for itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.data.store import open_store
+from pipeline.data.store.address import is_address
+from pipeline.errors import ConfigError, DatasetError, ShardError, WorldStateError, without_credentials
+
+TEMPORARY = ".partial"
+"""Suffix of files that are being written."""
+
+
+class Output(Protocol):
+    """Files under a root, by plain relative names."""
+
+    @property
+    def root(self) -> str:
+        """The root as a person types it."""
+
+    def making(self, name: str) -> AbstractContextManager[Path]:
+        """A path to write to, published as `name` when the block ends well, and gone otherwise.
+
+        Raises WorldStateError naming the file where disk or server refuses.
+        """
+
+    def size(self, name: str) -> int:
+        """The file's bytes; -1 where there is none."""
+
+    def read(self, name: str) -> bytes:
+        """The whole file."""
+
+    def only_packer(self) -> AbstractContextManager[None]:
+        """Holds the root, made where it is not there, against a second packer, as far as storage can."""
+
+
+def open_output(out: str) -> Output:
+    """The output that is typed as `out`; raises ConfigError, or DatasetError for a file in its place."""
+    if not is_address(out):
+        if Path(out).exists() and not Path(out).is_dir():
+            raise DatasetError(f"{out} is a file; --out takes a folder that is new, empty or packed before")
+        return LocalOutput(Path(out))
+    if not re.match(r"(s3|gs)://[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)*/?$", out):
+        raise ConfigError(
+            f"cannot pack to {without_credentials(out)}: type a folder, s3://BUCKET/PATH or gs://BUCKET/PATH"
+        )
+    return RemoteOutput(out.rstrip("/"))
+
+
+def write_whole(output: Output, name: str, data: bytes) -> None:
+    """Writes a small file."""
+    with output.making(name) as path:
+        path.write_bytes(data)
+
+
+def file_sha256(path: Path) -> str:
+    """The file's sha256, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class LocalOutput:
+    """A folder."""
+
+    folder: Path
+
+    @property
+    def root(self) -> str:
+        """The folder's path."""
+        return str(self.folder)
+
+    @contextlib.contextmanager
+    def making(self, name: str) -> Iterator[Path]:
+        """A temporary path beside the file's own."""
+        path = self.folder / name
+        partial = path.with_name(path.name + TEMPORARY)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            _sync(partial)
+            partial.replace(path)
+            _sync(path.parent)
+        except OSError as error:
+            raise WorldStateError(
+                f"cannot write {path}: {error.strerror}; free the space or the folder, or take another "
+                "--out, and run again"
+            ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+    def size(self, name: str) -> int:
+        """The file's bytes; -1 where there is none."""
+        path = self.folder / name
+        return path.stat().st_size if path.is_file() else -1
+
+    def read(self, name: str) -> bytes:
+        """The whole file."""
+        return (self.folder / name).read_bytes()
+
+    @contextlib.contextmanager
+    def only_packer(self) -> Iterator[None]:
+        """Locks the folder; WorldStateError where another process holds it, or it cannot be made."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.folder, os.O_RDONLY)
+        except OSError as error:
+            raise WorldStateError(
+                f"cannot make {self.folder}: {error.strerror}; take another --out"
+            ) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError as error:
+            raise WorldStateError(
+                f"another process is packing into {self.folder}; wait for it to end"
+            ) from error
+        finally:
+            os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class RemoteOutput:
+    """An address, written by smart_open."""
+
+    root: str
+
+    @contextlib.contextmanager
+    def making(self, name: str) -> Iterator[Path]:
+        """A path in a temporary folder, uploaded at the end."""
+        with tempfile.TemporaryDirectory(prefix="ccs-pack-") as folder:
+            path = Path(folder) / Path(name).name
+            try:
+                yield path
+            except OSError as error:
+                raise WorldStateError(
+                    f"cannot write {path}: {error.strerror}; make room there, or set TMPDIR to another folder"
+                ) from error
+            self._upload(path, name)
+
+    def size(self, name: str) -> int:
+        """The object's bytes; -1 where there is none."""
+        store = open_store(self.root)
+        try:
+            return store.size(name) if store.exists(name) else -1
+        except ShardError:
+            return -1
+        finally:
+            store.close()
+
+    def read(self, name: str) -> bytes:
+        """The whole object."""
+        store = open_store(self.root)
+        try:
+            return store.read_all(name)
+        finally:
+            store.close()
+
+    def only_packer(self) -> AbstractContextManager[None]:
+        """Nothing: an object store has no locks; two packers of one tree write the same bytes."""
+        return contextlib.nullcontext()
+
+    def _upload(self, path: Path, name: str) -> None:
+        import smart_open  # noqa: PLC0415 - for addresses alone
+        import stamina  # noqa: PLC0415 - as above
+
+        address = f"{self.root}/{name}"
+        try:
+            for attempt in stamina.retry_context(on=Exception, attempts=4, timeout=600.0):
+                with attempt, path.open("rb") as source, smart_open.open(address, "wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+        except Exception as error:  # the clients of object stores share no class of errors
+            raise WorldStateError(
+                f"cannot write {address}: {without_credentials(str(error))}; check the address and the "
+                "credentials, and run again to go on"
+            ) from error
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,97 @@
+"""Mapping a function over tasks, in their order: here, or by processes of this machine.
+
+Packing takes such a map as an argument, so that a cluster's tasks can stand in for processes
+(`pipeline/launch/ray_map.py`). Processes are spawned, never forked, and end with the one that
+started them, even where that is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+from typing import Protocol, TypeVar
+
+import cv2
+import psutil
+
+from pipeline.errors import WorldStateError
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+_AHEAD = 3
+"""Tasks handed out a process, so that none waits for the one that collects results."""
+
+
+class MapTasks(Protocol):
+    """Maps a function over tasks; results come in the order of the tasks, errors at their task's turn."""
+
+    def __call__(self, function: Callable[[_T], _R], tasks: Sequence[_T], /) -> Iterator[_R]:
+        """The results. Function and tasks must be picklable: a module's function, or a partial of one."""
+
+
+def in_turn(function: Callable[[_T], _R], tasks: Sequence[_T], /) -> Iterator[_R]:
+    """The results, worked out by the calling thread."""
+    return map(function, tasks)
+
+
+class Processes:
+    """A map by `count` processes of this machine; by default one for each core."""
+
+    def __init__(self, count: int = 0) -> None:
+        self._count = count or len(psutil.Process().cpu_affinity() or [1])
+
+    def __call__(self, function: Callable[[_T], _R], tasks: Sequence[_T], /) -> Iterator[_R]:
+        """The results; closing the iterator ends the processes at once.
+
+        Raises WorldStateError where a process is killed, by want of memory for example.
+        """
+        count = min(self._count, len(tasks))
+        if count <= 1:
+            yield from map(function, tasks)
+            return
+        spawn = multiprocessing.get_context("spawn")
+        theirs, ours = spawn.Pipe(duplex=False)
+        pool = ProcessPoolExecutor(count, spawn, initializer=_begin_process, initargs=(theirs,))
+        try:
+            yield from _windowed(pool, function, tasks, _AHEAD * count)
+        except BrokenProcessPool as error:
+            raise WorldStateError(
+                "a packing process was killed from outside (no memory left?); run the same command again to "
+                "go on, with fewer --processes"
+            ) from error
+        finally:
+            ours.close()  # ends the processes, whatever they are at
+            theirs.close()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _windowed(
+    pool: ProcessPoolExecutor, function: Callable[[_T], _R], tasks: Sequence[_T], ahead: int
+) -> Iterator[_R]:
+    waiting: deque[Future[_R]] = deque(pool.submit(function, task) for task in tasks[:ahead])
+    for number in range(len(tasks)):
+        result = waiting.popleft().result()
+        if number + ahead < len(tasks):
+            waiting.append(pool.submit(function, tasks[number + ahead]))
+        yield result
+
+
+def _begin_process(connection: Connection) -> None:
+    """Prepares a process: one thread of OpenCV, deaf to Ctrl-C, gone when the other end of a pipe is."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that collects hears it, and ends us
+    cv2.setNumThreads(1)
+    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
+
+
+def _end_with(connection: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        connection.recv_bytes()
+    os._exit(1)
