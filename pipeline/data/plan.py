@@ -7,7 +7,8 @@ repeated or dropped.
 
 How: per epoch the shards are permuted and laid end to end; that line is cut into equal streams at
 sample granularity; inside a stream, blocks of samples are permuted; positions go round the streams.
-A data set smaller than a block is one stream, hence shuffled uniformly.
+A data set smaller than a block is one stream, hence shuffled uniformly. Ranks part a batch by streams,
+so that each node reads, and downloads, its own shards alone.
 """
 
 from __future__ import annotations
@@ -29,14 +30,13 @@ PLAN_FORMAT = "epoch-plan/2"
 def fit_streams(streams: int, num_samples: int, block: int, batch_global: int) -> int:
     """The number of streams that `rank_positions` deals to any number of nodes without sharing one.
 
-    At most `streams`, and one a block, as more would only narrow the mixing of a small data set. It is a
-    multiple of the global batch, or where that is larger one of its divisors: of those that keep half
-    of the streams the one with the most divisors, so that 3 or 6 nodes part it as well as 8 do; where
-    there is none the streams stay as they are, and a stream at each border belongs to two nodes.
-    `batch_global` is what all ranks read together at a time; no other number that a resume may change
-    decides the order.
+    At most `streams`, and one a block. It is a multiple of the global batch, or where that is larger one
+    of its divisors: of those that keep half of the streams the one with the most divisors, so that 3 or
+    6 nodes part it as well as 8 do. Where there is none the streams stay as they are, and nodes share
+    those at their borders. `batch_global` is what all ranks read together at a time, a micro-batch of
+    the whole job: it is the same at any world size, so the order is.
     """
-    most = min(streams, -(-num_samples // block))
+    most = _most_streams(streams, num_samples, block)
     if batch_global <= most:
         return most // batch_global * batch_global
     divisors = [fit for fit in range(-(-most // 2), most + 1) if batch_global % fit == 0]
@@ -86,13 +86,12 @@ class EpochPlan:
         self.num_samples = int(self._counts.sum())
         if self.num_samples == 0:
             raise ShardError(f"no samples in {len(self._counts)} shards: there is nothing to go through")
-        self._seed, self._streams, self._block, self._shuffle = seed, streams, block, shuffle
-        # More streams than blocks would only narrow the mixing of a small data set.
-        self.num_streams = num_streams = min(streams, -(-self.num_samples // block))
-        self._start = np.arange(num_streams + 1, dtype=np.int64) * self.num_samples // num_streams
-        length = np.diff(self._start)
-        self._rounds = self.num_samples // num_streams
-        self._longer = np.flatnonzero(length > self._rounds)  # streams with one sample more
+        self._seed, self._block, self._shuffle = seed, block, shuffle
+        self.num_streams = num_streams = _most_streams(streams, self.num_samples, block)
+        # The first streams are the longer ones: so stream = position % streams holds to an epoch's end.
+        rounds, longer = divmod(self.num_samples, num_streams)
+        stream = np.arange(num_streams + 1, dtype=np.int64)
+        self._start = stream * rounds + np.minimum(stream, longer)
         self._shards_of = lru_cache(maxsize=2)(self._permute_shards)
         # Every stream needs its current block, and its next one before the last stream leaves this one.
         self._block_of = lru_cache(maxsize=2 * num_streams + 2)(self._permute_block)
@@ -102,7 +101,7 @@ class EpochPlan:
         return {
             "format": PLAN_FORMAT,
             "seed": self._seed,
-            "streams": self._streams,
+            "streams": self.num_streams,
             "block": self._block,
             "shuffle": self._shuffle,
         }
@@ -113,7 +112,7 @@ class EpochPlan:
         assert position.ndim == 1
         assert not np.any(position < 0)
         epoch, within = np.divmod(position, self.num_samples)
-        stream, turn = self._stream_and_turn(within)
+        turn, stream = np.divmod(within, self.num_streams)
         place = self._place(epoch, stream, turn)
         row = np.empty((len(position), 3), np.int64)
         row[:, 0] = epoch
@@ -124,13 +123,6 @@ class EpochPlan:
             row[here, 1] = shards[at]
             row[here, 2] = place[here] - (ends[at] - self._counts[shards[at]])
         return row
-
-    def _stream_and_turn(self, within: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Which stream, and which of its samples: round robin; longer streams end the epoch."""
-        turn, stream = np.divmod(within, self.num_streams)
-        tail = turn == self._rounds
-        stream[tail] = self._longer[stream[tail]]
-        return stream, turn
 
     def _place(
         self, epoch: NDArray[np.int64], stream: NDArray[np.int64], turn: NDArray[np.int64]
@@ -162,6 +154,11 @@ class EpochPlan:
     def _permute_block(self, epoch: int, stream: int, block: int) -> NDArray[np.int64]:
         length = int(self._start[stream + 1] - self._start[stream]) - block * self._block
         return permutation(self._seed, Purpose.BLOCK, (epoch, stream, block), min(self._block, length))
+
+
+def _most_streams(streams: int, num_samples: int, block: int) -> int:
+    """Streams at most: one a block, as more would only narrow the mixing of a small data set."""
+    return min(streams, -(-num_samples // block))
 
 
 def _num_divisors(number: int) -> int:
