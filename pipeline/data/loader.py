@@ -22,7 +22,8 @@ from pipeline.config import DataConfig
 from pipeline.data import augment as crops
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.plan import EpochPlan, rank_positions
-from pipeline.errors import CheckpointError
+from pipeline.data.quarantine import Quarantine, quarantined_crop, read_crop
+from pipeline.errors import CheckpointError, SampleError
 from pipeline.world import World
 
 _LOOKUP = 256
@@ -40,6 +41,12 @@ class Batch:
     label_BHW: NDArray[np.uint8]
     positions: tuple[int, ...]
     keys: tuple[str, ...]
+    colour_B34: NDArray[np.float32] | None = None
+    """What the colours inside become on the device; None where they have changed already."""
+    inside_B4: NDArray[np.int64] | None = None
+    """Top, bottom, left and right of what is picture in each crop and not padding."""
+    num_quarantined: int = 0
+    """Crops that stand for a damaged sample."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +67,20 @@ class _Crop:
     label_HW: NDArray[np.uint8]
     position: int
     key: str
+    shard: str
+    colour_34: NDArray[np.float32]
+    inside: tuple[int, int, int, int]
+    damage: str = ""
 
 
 class TrainLoader:
     """One rank's training batches."""
 
     def __init__(
-        self, dataset: ShardDataset, config: DataConfig, seed: int, world: World, batch_per_rank: int
-    ) -> None:
+        self, dataset: ShardDataset, config: DataConfig, seed: int, world: World, batch_per_rank: int,
+        *, quarantine: Quarantine | None = None, defer_colour: bool = False,
+    ) -> None:  # fmt: skip
+        self._quarantine, self._defer_colour = quarantine, defer_colour
         assert batch_per_rank >= 1, batch_per_rank
         self._dataset, self._config, self._seed = dataset, config, seed
         self._world, self._batch_per_rank = world, batch_per_rank
@@ -83,7 +96,11 @@ class TrainLoader:
         read = in_order(self._read, self._rows(position), self._config.loader_workers, ahead)
         try:
             while True:
-                yield _collate(list(islice(read, self._batch_per_rank)))
+                crop_list = list(islice(read, self._batch_per_rank))
+                for crop in crop_list:
+                    if crop.damage and self._quarantine:
+                        self._quarantine.note(crop.position, crop.shard, crop.key, crop.damage)
+                yield _collate(crop_list, self._defer_colour)
         finally:
             read.close()
 
@@ -126,12 +143,21 @@ class TrainLoader:
 
     def _read(self, row: tuple[int, int, int]) -> _Crop:
         position, shard, sample = row
-        source = self._dataset.reader().open(self._dataset.ref(shard, sample))
+        ref, damage = self._dataset.ref(shard, sample), ""
         size = self._config.crop_height, self._config.crop_width
         into = crops.CropBuffers(np.empty((*size, 3), np.uint8), np.empty(size, np.uint8))
-        crop = crops.augment(source, self._config, self._seed, position, into)
-        crops.colour_in_place(into.image_hw3, crop.colour_34, crop.inside)
-        return _Crop(into.image_hw3, into.label_hw, position, source.key)
+        try:
+            crop = read_crop(self._dataset.reader(), ref, self._config, self._seed, position, into)
+        except SampleError as error:
+            if self._quarantine is None:
+                raise
+            crop, damage = quarantined_crop(into), str(error)
+        if not self._defer_colour:
+            crops.colour_in_place(into.image_hw3, crop.colour_34, crop.inside)
+        return _Crop(
+            into.image_hw3, into.label_hw, position, ref.entry.key, ref.shard.name,
+            crop.colour_34, crop.inside, damage,
+        )  # fmt: skip
 
 
 class EvalLoader:
@@ -190,12 +216,15 @@ def in_order(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _collate(samples: list[_Crop]) -> Batch:
+def _collate(samples: list[_Crop], defer_colour: bool) -> Batch:
     return Batch(
         np.stack([crop.image_HW3 for crop in samples]),
         np.stack([crop.label_HW for crop in samples]),
         tuple(crop.position for crop in samples),
         tuple(crop.key for crop in samples),
+        np.stack([crop.colour_34 for crop in samples]) if defer_colour else None,
+        np.array([crop.inside for crop in samples], np.int64) if defer_colour else None,
+        sum(bool(crop.damage) for crop in samples),
     )
 
 

@@ -74,13 +74,9 @@ class Quarantine:
         self._known |= _listed(self._path)
         if (shard, key) in self._known:
             return
-        line = json.dumps({"key": key, "shard": shard, "error": error}, ensure_ascii=False) + "\n"
+        line = json.dumps({"key": key, "shard": shard, "error": error}, ensure_ascii=False)
         try:
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                os.write(descriptor, line.encode())  # one write, so that ranks do not interleave
-            finally:
-                os.close(descriptor)
+            _append(self._path, line)
         except OSError as failure:
             raise WorldStateError(
                 f"cannot note a damaged sample in {self._path}: {failure.strerror}; make room and run again"
@@ -98,6 +94,18 @@ class Quarantine:
                 f"the last is {last}; mend the shards and remove that file, or raise "
                 "--data.quarantine_max and --data.quarantine_share"
             )
+
+
+def _append(path: Path, line: str) -> None:
+    """Adds a line in one write, so that ranks do not interleave, after whatever half line is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        begin = "\n" if size and os.pread(descriptor, 1, size - 1) != b"\n" else ""
+        os.write(descriptor, f"{begin}{line}\n".encode())
+    finally:
+        os.close(descriptor)
 
 
 def _last_line(path: Path) -> str:

@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.config import Config
+from pipeline.data.quarantine import num_quarantined
 from pipeline.errors import ConfigError, PipelineError, Preempted
 from pipeline.launch.job import Result, one_line, run_job, tell
 from pipeline.launch.paths import resolve_path
@@ -41,7 +42,10 @@ from pipeline.train.reduce import broadcast_object
 from pipeline.train.run import pick_device
 from pipeline.world import World
 
-FIELDS = ("miou", "pixel_accuracy", "step", "samples_per_s", "data_wait_share", "checkpoint", "shards")
+FIELDS = (
+    "miou", "pixel_accuracy", "step", "samples_per_s", "data_wait_share", "checkpoint", "shards",
+    "quarantined",
+)  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -109,6 +113,7 @@ def train(result: Result, argv: Sequence[str], world: World) -> None:
         result |= {key: value for key, value in ended.items() if key in FIELDS}
         best = best_checkpoint(run_dir)
         result["checkpoint"] = str(best) if best else None
+        result["quarantined"] = num_quarantined(run_dir)
     if ended["status"] == "preempted":
         raise Preempted(f"stopped at step {ended['step']} after a checkpoint; type the same to go on")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from pipeline.data.quarantine import num_quarantined
 from pipeline.errors import Preempted
 from pipeline.launch.job import Result
 from pipeline.launch.ray_train import Launch, train_on_ray
@@ -40,7 +41,7 @@ def train_run(request: Request, workers: Workers, signals: StopSignals, result: 
         launch = Launch(request.config, request.shards, request.run_dir, workers, run.page)
         trained = train_on_ray(launch, signals)
         ended = {key: trained.fit[key] for key in FIT_FIELDS}
-        result |= ended | {"restarts": trained.restarts, "quarantined": None}
+        result |= ended | {"restarts": trained.restarts, "quarantined": num_quarantined(request.run_dir)}
         checkpoint = best_checkpoint(request.run_dir) or newest_checkpoint(request.run_dir)
         result["checkpoint"] = str(checkpoint) if checkpoint else None
         if trained.fit["status"] == "preempted":

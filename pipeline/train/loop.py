@@ -22,7 +22,7 @@ from pipeline.train.metrics import Scores
 from pipeline.train.profile import StepProfiler
 from pipeline.train.reduce import broadcast_buffers
 from pipeline.train.run import Run, assemble, save
-from pipeline.train.step import LateFlag, to_device
+from pipeline.train.step import LateNumbers, to_device
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def fit(config: Config, shards: str, run_dir: Path, context: RunContext) -> FitR
         context.event("start", state.step, world_size=context.world.size, position=state.position)
         batches = run.loader.batches(state.position)
         profiler = StepProfiler(config.train.profile_steps, state.step, run_dir / "trace", context.world)
-        stop_wanted = LateFlag(torch.zeros(()))
+        late = LateNumbers(torch.zeros(2))
         stopping = False
     while state.step < total and not stopping:
         with context.phase("data"):
@@ -66,15 +66,17 @@ def fit(config: Config, shards: str, run_dir: Path, context: RunContext) -> FitR
             run.progress.waited(time.perf_counter() - begin_s)
         with context.phase("step"):
             on_device = [to_device(batch, run.device) for batch in micro_batches]
-            agreement = run.runner.agree(on_device, context.stop_requested())
+            agreement = run.runner.agree(on_device, context.stop_requested(), run.quarantine.count)
             run.runner.step(on_device, agreement.denominators, state.step)
             state.advance(config.train.batch_global)
             if run.ema:
                 run.ema.update(run.model, state.step)
             profiler.step()
-            # The wish of the step before: by now it has arrived, so reading it waits for nothing.
-            stopping, stop_wanted = stop_wanted.is_set(), agreement.stop
-        last = state.step == total
+            last = state.step == total
+            # What was agreed a step before: by now it has arrived, so reading it waits for nothing.
+            num_stopping, num_quarantined = (agreement.late if last else late).read()
+            stopping, late = num_stopping > 0, agreement.late
+            run.quarantine.refuse_above_limit(num_quarantined)
         evaluate_due = last or state.step % config.train.evaluate_every == 0
         save_due = last or stopping or state.step % config.train.checkpoint_every == 0
         if evaluate_due or save_due or state.step % config.train.metrics_every == 0:

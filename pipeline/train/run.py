@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.config import Config, require
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.loader import TrainLoader
+from pipeline.data.quarantine import Quarantine, quarantine_limit
 from pipeline.errors import CheckpointError, WorldStateError
 from pipeline.model.segmenter import Segmenter, build_segmenter, channels_last
 from pipeline.settings import config_hash, to_dict
@@ -42,6 +43,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     runner: StepRunner
     loader: TrainLoader
+    quarantine: Quarantine
     validation: ShardDataset
     state: TrainState
     progress: Progress
@@ -78,9 +80,9 @@ def assemble(config: Config, shards: str, run_dir: Path, context: RunContext) ->
         torch.backends.cudnn.benchmark = True  # crops and pictures come in few sizes
     training = ShardDataset.open(shards, config.data.train_split)
     validation = ShardDataset.open(shards, config.data.val_split)
-    loader = TrainLoader(
-        training, config.data, config.train.seed, world, config.train.micro_batch_per_rank(world.size)
-    )
+    limit = quarantine_limit(config.data, len(training))
+    quarantine = Quarantine(run_dir, limit, counts_earlier=world.is_main)
+    loader = _build_loader(config, training, quarantine, world, device)
     model = _build_model(config, training.classes.num_classes, world, device)
     ema = None
     if config.train.ema_decay:
@@ -97,7 +99,18 @@ def assemble(config: Config, shards: str, run_dir: Path, context: RunContext) ->
     num_parameters = sum(p.numel() for p in model.parameters())
     progress.header(run_dir.name, training, num_parameters, context.tracking, device.type)
     return Run(
-        config, run_dir, context, device, model, ema, optimizer, runner, loader, validation, state, progress,
+        config, run_dir, context, device, model, ema, optimizer, runner, loader, quarantine, validation,
+        state, progress,
+    )  # fmt: skip
+
+
+def _build_loader(
+    config: Config, training: ShardDataset, quarantine: Quarantine, world: World, device: torch.device
+) -> TrainLoader:
+    colour, batch_per_rank = config.data.colour, config.train.micro_batch_per_rank(world.size)
+    return TrainLoader(
+        training, config.data, config.train.seed, world, batch_per_rank, quarantine=quarantine,
+        defer_colour=colour == "device" or (colour == "auto" and device.type == "cuda"),
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """One optimizer step: `step(micro_batches, denominators)`.
 
 The global denominators (valid pixels, present classes) depend on labels alone and are reduced over
-ranks before the forward, so N ranks compute the gradients that one rank would. The wish to stop
-rides on the same reduction, and nothing inside a step waits for the device.
+ranks before the forward, so N ranks compute the gradients that one rank would. The wish to stop and
+the count of damaged samples ride on the same reduction, and nothing inside a step waits for the device.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pipeline.data.loader import Batch
 from pipeline.model.losses import Denominators, LossTerms, count_labels, segmentation_losses
 from pipeline.model.segmenter import Segmenter
 from pipeline.train import metrics
+from pipeline.train.colour import change_colours
 from pipeline.train.optim import learning_rate, set_learning_rate
 from pipeline.train.reduce import GradientReduction, all_reduce_sum
 from pipeline.world import World
@@ -36,24 +37,24 @@ class MicroBatch:
     """First of this rank's positions: seeds the dropout."""
 
 
-class LateFlag:
-    """A number on its way from the device to the host; read a step later, it has long arrived.
+class LateNumbers:
+    """Numbers on their way from the device to the host; read a step later, they have long arrived.
 
     Reading the tensor itself would wait for everything that the device was given since.
     """
 
-    def __init__(self, value: Tensor) -> None:
-        self._host = value.to("cpu", non_blocking=True)
+    def __init__(self, values: Tensor) -> None:
+        self._host = values.to("cpu", non_blocking=True)
         self._arrived = None
-        if value.device.type == "cuda":
+        if values.device.type == "cuda":
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
-    def is_set(self) -> bool:
-        """True for a number other than zero; waits for the copy alone."""
+    def read(self) -> list[int]:
+        """The numbers; waits for the copy alone."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return bool(self._host)
+        return [int(number) for number in self._host.tolist()]
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,25 @@ class Agreement:
 
     denominators: Denominators
     """Counts over the whole global batch."""
-    stop: LateFlag
-    """Set where a rank was asked to stop."""
+    late: LateNumbers
+    """How many ranks were asked to stop, and how many samples are in quarantine."""
 
 
 def to_device(batch: Batch, device: torch.device) -> MicroBatch:
-    """The batch as uint8 on the device; (B, H, W, 3) becomes a channels-last (B, 3, H, W) for free."""
+    """The batch as uint8 on the device, in its final colours.
+
+    (B, H, W, 3) becomes a channels-last (B, 3, H, W) for free.
+    """
     image_BHW3 = torch.from_numpy(batch.image_BHW3)
     label_BHW = torch.from_numpy(batch.label_BHW)
     if device.type == "cuda":
         image_BHW3, label_BHW = image_BHW3.pin_memory(), label_BHW.pin_memory()
+    image_BHW3 = image_BHW3.to(device, non_blocking=True)
+    if batch.colour_B34 is not None and batch.inside_B4 is not None:
+        colour_B34, inside_B4 = torch.from_numpy(batch.colour_B34), torch.from_numpy(batch.inside_B4)
+        image_BHW3 = change_colours(image_BHW3, colour_B34.to(device), inside_B4.to(device))
     return MicroBatch(
-        image_B3HW=image_BHW3.to(device, non_blocking=True).permute(0, 3, 1, 2),
+        image_B3HW=image_BHW3.permute(0, 3, 1, 2),
         label_BHW=label_BHW.to(device, non_blocking=True),
         position=batch.positions[0],
     )
@@ -110,17 +118,19 @@ class StepRunner:
         self._grad_norm = torch.zeros((), device=device, dtype=torch.float64)
         self._num_non_finite = torch.zeros((), device=device, dtype=torch.float64)
 
-    def agree(self, micro_batches: Sequence[MicroBatch], stop_requested: bool) -> Agreement:
-        """Reduce label counts and the wish to stop over ranks; one small collective a step."""
-        local = torch.zeros(len(Denominators._fields) + 1, device=self._device, dtype=torch.float64)
+    def agree(
+        self, micro_batches: Sequence[MicroBatch], stop_requested: bool, num_quarantined: int = 0
+    ) -> Agreement:
+        """Sum label counts, wishes to stop and damaged samples over ranks; one small collective a step."""
+        local = torch.zeros(len(Denominators._fields) + 2, device=self._device, dtype=torch.float64)
         for micro in micro_batches:
             _, *size = micro.label_BHW.shape
             height, width = self._model.feature_size(*size)
             counts = count_labels(micro.label_BHW, height, width, self._num_classes, self._head.n_min)
-            local[:-1] += torch.stack(list(counts))
-        local[-1] = float(stop_requested)
+            local[:-2] += torch.stack(list(counts))
+        local[-2], local[-1] = float(stop_requested), float(num_quarantined)
         total = all_reduce_sum(local, self._world)
-        return Agreement(Denominators(*total[:-1].unbind()), LateFlag(total[-1]))
+        return Agreement(Denominators(*total[:-2].unbind()), LateNumbers(total[-2:]))
 
     def step(self, micro_batches: Sequence[MicroBatch], denominators: Denominators, step: int) -> None:
         """Do optimizer step `step` (0-based) on this rank's micro-batches of the global batch."""

@@ -65,13 +65,13 @@ def run_case(case: dict, world: World) -> dict:
         MicroBatch(image[m + rank : m + per_micro : size], label[m + rank : m + per_micro : size], m)
         for m in range(0, GLOBAL_BATCH, per_micro)
     ]
-    agreement = runner.agree(micro_batches, stop_requested=rank == size - 1)
+    agreement = runner.agree(micro_batches, rank == size - 1, num_quarantined=rank + 1)
     runner.step(micro_batches, agreement.denominators, 0)
     return {
         "summary": runner.summary(0.25),
         "grads": {name: p.grad.clone() for name, p in model.named_parameters()},
         "state": {k: v.clone() for k, v in model.state_dict().items()},
-        "stop": agreement.stop.is_set(),
+        "late": agreement.late.read(),
     }
 
 

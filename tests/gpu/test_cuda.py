@@ -13,19 +13,19 @@ from pipeline.train import checkpoint, metrics
 from pipeline.train.batch_norm import synchronize_batch_norm
 from pipeline.train.loop import fit
 from pipeline.train.optim import build_optimizer
-from pipeline.train.step import LateFlag, supports_bfloat16
+from pipeline.train.step import LateNumbers, supports_bfloat16
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU here")
 CUDA = torch.device("cuda", 0)
 SMALL = ModelConfig(BackboneConfig(depth=18, base_width=8), HeadConfig(dim=16))
 
 
-def test_a_flag_is_read_as_it_was_set_while_the_device_is_busy():
+def test_late_numbers_are_read_as_they_were_while_the_device_is_busy():
     busy = torch.randn(4096, 4096, device=CUDA)
-    flags = [LateFlag(torch.tensor(float(wish), device=CUDA)) for wish in (0, 1)]
+    late = [LateNumbers(torch.tensor([float(wish), 7.0], device=CUDA)) for wish in (0, 1)]
     for _ in range(20):
         busy = busy @ busy
-    assert [flag.is_set() for flag in flags] == [False, True]
+    assert [numbers.read() for numbers in late] == [[0, 7], [1, 7]]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

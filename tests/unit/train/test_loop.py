@@ -1,12 +1,15 @@
 """`fit()` on one rank: bit-equal after a stop, honest about broken losses, refusing other runs' state."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
-from pipeline.errors import CheckpointError, NonFiniteLossError, WorldStateError
+from pipeline.data.dataset import ShardDataset
+from pipeline.data.quarantine import num_quarantined
+from pipeline.errors import CheckpointError, NonFiniteLossError, ShardError, WorldStateError
 from pipeline.recipes import recipe
 from pipeline.settings import with_settings
 from pipeline.train import checkpoint, metrics, run, step
@@ -140,3 +143,45 @@ def test_a_trace_is_written_on_request(shards, tmp_path, surroundings):
         "ProfilerStep#10",
         "ProfilerStep#11",
     }
+
+
+def damaged(shards, tmp_path, split, number):
+    """A copy of the shards in which one bit of each of `number` images differs."""
+    root = shutil.copytree(shards, tmp_path / "damaged")
+    dataset = ShardDataset.open(str(root), split)
+    for index in range(number):
+        ref = dataset.ref(*dataset.locate(index))
+        with (root / ref.shard.name).open("r+b") as file:
+            file.seek(ref.entry.image.offset + ref.entry.image.bytes // 2)
+            byte = file.read(1)[0]
+            file.seek(-1, 1)
+            file.write(bytes([byte ^ 1]))
+    return str(root), ref
+
+
+def test_a_run_over_a_flipped_bit_goes_on_and_names_the_sample_once(shards, tmp_path, surroundings, caplog):
+    root, bad = damaged(shards, tmp_path, "train", 1)
+    with caplog.at_level("WARNING"):
+        result = fit(config(train__steps=8), root, tmp_path / "run", surroundings())  # 2.5 epochs
+    assert (result.status, result.step) == ("ok", 8)
+    assert num_quarantined(tmp_path / "run") == 1
+    (line,) = (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()
+    noted = json.loads(line)
+    assert (noted["key"], noted["shard"]) == (bad.entry.key, bad.shard.name)
+    assert f"offset {bad.entry.image.offset}" in noted["error"]
+    assert [r.getMessage().startswith("[event] quarantined") for r in caplog.records] == [True]
+
+
+@pytest.mark.parametrize(("limit", "number"), [(0, 1), (1, 2)])
+def test_more_damaged_samples_than_allowed_end_the_run(shards, tmp_path, surroundings, limit, number):
+    root, _ = damaged(shards, tmp_path, "train", number)
+    with pytest.raises(ShardError, match=rf"{number} damaged samples, {limit} are gone on without; .*jsonl"):
+        fit(config(data__quarantine_max=limit), root, tmp_path / "run", surroundings())
+    assert num_quarantined(tmp_path / "run") == number
+
+
+def test_evaluation_fails_with_the_damaged_sample(shards, tmp_path, surroundings):
+    root, bad = damaged(shards, tmp_path, "val", 1)
+    place = rf"{bad.shard.name}: image of '{bad.entry.key}' at offset {bad.entry.image.offset}"
+    with pytest.raises(ShardError, match=place):
+        fit(config(), root, tmp_path / "run", surroundings())
