@@ -14,7 +14,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from typing import Protocol, TypeVar
@@ -61,7 +61,7 @@ class Processes:
         theirs, ours = spawn.Pipe(duplex=False)
         pool = ProcessPoolExecutor(count, spawn, initializer=_begin_process, initargs=(theirs,))
         try:
-            yield from _windowed(pool, function, tasks, _AHEAD * count)
+            yield from windowed(pool, function, tasks, _AHEAD * count)
         except BrokenProcessPool as error:
             raise WorldStateError(
                 "a packing process was killed from outside (no memory left?); run the same command again to "
@@ -73,9 +73,8 @@ class Processes:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _windowed(
-    pool: ProcessPoolExecutor, function: Callable[[_T], _R], tasks: Sequence[_T], ahead: int
-) -> Iterator[_R]:
+def windowed(pool: Executor, function: Callable[[_T], _R], tasks: Sequence[_T], ahead: int) -> Iterator[_R]:
+    """The results, in the order of the tasks, of which at most `ahead` are with the pool at a time."""
     waiting: deque[Future[_R]] = deque(pool.submit(function, task) for task in tasks[:ahead])
     for number in range(len(tasks)):
         result = waiting.popleft().result()

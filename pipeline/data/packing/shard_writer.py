@@ -8,7 +8,9 @@ from __future__ import annotations
 import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pipeline.data.decode import Header
@@ -16,9 +18,12 @@ from pipeline.data.manifest import Member, SampleEntry, ShardEntry, index_name, 
 from pipeline.data.packing.codec import encode_image, encode_label
 from pipeline.data.packing.label_file import decode_label_ids
 from pipeline.data.packing.output import Output, file_sha256, write_whole
+from pipeline.data.packing.parallel import windowed
 from pipeline.data.packing.pictures import Picture, read_file
 from pipeline.data.packing.shard_plan import PackOptions, ShardTask
 
+_THREADS = 2
+"""Pictures encoded side by side, which matters where the shards are fewer than the cores."""
 _SUFFIX = {"png": "png", "jpeg": "jpg"}
 
 
@@ -53,10 +58,9 @@ def _write_tar(path: Path, pictures: Sequence[Picture], options: PackOptions) ->
     with path.open("wb") as file, ShardWriter(
         "%06d", maxcount=len(pictures) + 1, maxsize=float("inf"), verbose=0, opener=lambda _: file,
         encoder=False, mtime=0, user="", group="",
-    ) as writer:  # fmt: skip
-        for picture in pictures:
-            image, header = encode_image(read_file(picture.image), options.codec, str(picture.image))
-            label = _train_id_png(picture, options)
+    ) as writer, ThreadPoolExecutor(_THREADS) as pool:  # fmt: skip
+        encoded = windowed(pool, partial(_encode, options=options), pictures, 2 * _THREADS)
+        for picture, (image, header, label) in zip(pictures, encoded, strict=True):
             names = (f"image.{_SUFFIX[header.codec]}", "label.png")
             writer.write({"__key__": picture.key, names[0]: image, names[1]: label})
             packed.append(_Packed(picture.key, header, names, (zlib.crc32(image), zlib.crc32(label))))
@@ -73,7 +77,9 @@ def _entry(sample: _Packed, places: Mapping[str, tuple[int, int]]) -> SampleEntr
     return SampleEntry(sample.key, sample.header.height, sample.header.width, image, label)
 
 
-def _train_id_png(picture: Picture, options: PackOptions) -> bytes:
+def _encode(picture: Picture, options: PackOptions) -> tuple[bytes, Header, bytes]:
+    """The image to store with its header, and the label."""
+    image, header = encode_image(read_file(picture.image), options.codec, str(picture.image))
     name = str(picture.label)
     label_HW = decode_label_ids(read_file(picture.label), name, options.palette)
-    return encode_label(options.classes.to_train_ids(label_HW), name)
+    return image, header, encode_label(options.classes.to_train_ids(label_HW), name)
