@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.config import StoreConfig
 from pipeline.data.labels import ClassTable
-from pipeline.data.manifest import Manifest, SampleEntry, Split, load_index, load_manifest
+from pipeline.data.manifest import Manifest, SampleEntry, ShardEntry, Split, load_index, load_manifest
 from pipeline.data.reader import Sample, SampleReader, SampleRef
 from pipeline.data.store import Store, open_store
 from pipeline.errors import ShardError, nearest
@@ -100,6 +100,10 @@ class ShardDataset:
     def reader(self, decoded_cache: str = "") -> SampleReader:
         """A reader of these samples, for one thread; `decoded_cache` is a folder, or empty for none."""
         return SampleReader(self._store, self.classes.num_classes, decoded_cache)
+
+    def stage(self, shard: ShardEntry) -> None:
+        """Begin to bring a shard to this machine, in the background."""
+        self._store.stage(shard)
 
     def read(self, shard: int, sample: int) -> Sample:
         """The decoded sample; raises ShardError naming shard, key and offset."""

@@ -1,18 +1,17 @@
-"""Batches for a rank: training's endless order from a position, and evaluation's slice of a split.
+"""A rank's training batches: endless, from any position, the same however they are read.
 
-A batch is a pure function of (data set, config, seed, world, batch size, position): reading with any
-number of loader workers, or resuming anywhere, gives the same pixels. Workers are threads, as OpenCV,
-zlib and pread work without the interpreter lock; results are handed out in order.
+A batch is a pure function of (data set, config, seed, world, batch size, position). Reading it with
+any number of loader workers, over workers that are killed, or after a resume anywhere, gives the same
+pixels in the same order.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import count, islice
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,22 +19,30 @@ from numpy.typing import NDArray
 
 from pipeline.config import DataConfig
 from pipeline.data import augment as crops
+from pipeline.data.crop_writer import CropWriter
 from pipeline.data.dataset import ShardDataset
-from pipeline.data.plan import EpochPlan, rank_positions
-from pipeline.data.quarantine import Quarantine, quarantined_crop, read_crop
-from pipeline.errors import CheckpointError, SampleError
+from pipeline.data.lookahead import Lookahead, Row
+from pipeline.data.plan import EpochPlan, fit_streams, rank_positions
+from pipeline.data.quarantine import Quarantine, quarantined_crop
+from pipeline.data.reader import SampleRef
+from pipeline.data.slots import SlotArrays, SlotRing
+from pipeline.data.store.address import is_address
+from pipeline.data.tasks import Reply, Setup, Task
+from pipeline.data.worker_pool import OwnThread, SampleReaders, WorkerPool
+from pipeline.errors import CheckpointError, PipelineError, SampleError
 from pipeline.world import World
 
 _LOOKUP = 256
-"""Positions looked up in the plan at a time: enough for the look-up to cost under 1 µs a sample."""
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
+"""Positions looked up in the plan at a time: enough for the look-up to cost a few µs a sample."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A rank's share of a micro-batch, in the order of its positions."""
+    """A rank's share of a micro-batch, in the order of its positions.
+
+    The arrays are views of a slot that is used again once nothing refers to them, nor to tensors made
+    of them: copy what shall be kept for long, and pass no bare address on.
+    """
 
     image_BHW3: NDArray[np.uint8]
     label_BHW: NDArray[np.uint8]
@@ -50,59 +57,82 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class EvalSample:
-    """A sample to evaluate: the image at the network's input size, the label at its own full size."""
+class LoaderUsage:
+    """What reading has cost so far; where it was done by several workers, the sum over them."""
 
-    image_HW3: NDArray[np.uint8]
-    label_HW: NDArray[np.uint8]
-    key: str
-    index: int
+    samples: int = 0
+    """Samples read."""
+    store_s: float = 0.0
+    """Seconds spent on waiting for bytes."""
+    decode_s: float = 0.0
+    """Seconds spent on decoding, cropping and colours."""
+    workers: int = 0
+    """Loader workers; none where the training thread reads."""
+    restarts: int = 0
+    """Workers that were replaced."""
 
 
-@dataclass(frozen=True)
-class _Crop:
-    """A finished training crop."""
+@dataclass
+class _Filling:
+    """A batch whose samples are being read."""
 
-    image_HW3: NDArray[np.uint8]
-    label_HW: NDArray[np.uint8]
-    position: int
-    key: str
-    shard: str
-    colour_34: NDArray[np.float32]
-    inside: tuple[int, int, int, int]
-    damage: str = ""
+    first: int
+    arrays: SlotArrays
+    positions: list[int]
+    refs: list[SampleRef]
+    left: int
+    errors: dict[int, PipelineError] = field(default_factory=dict)
 
 
 class TrainLoader:
-    """One rank's training batches."""
+    """One rank's training batches.
+
+    Damaged samples go to the `quarantine`; without one, they are errors. With `defer_colour`, changing
+    colours is left to the device.
+    """
 
     def __init__(
         self, dataset: ShardDataset, config: DataConfig, seed: int, world: World, batch_per_rank: int,
         *, quarantine: Quarantine | None = None, defer_colour: bool = False,
     ) -> None:  # fmt: skip
-        self._quarantine, self._defer_colour = quarantine, defer_colour
         assert batch_per_rank >= 1, batch_per_rank
-        self._dataset, self._config, self._seed = dataset, config, seed
+        self._dataset, self._config, self._quarantine = dataset, config, quarantine
         self._world, self._batch_per_rank = world, batch_per_rank
-        self._plan = EpochPlan(dataset.split.counts, seed, config.streams, config.block)
-        _leave_threads_to_the_loader()
+        self._setup = Setup(
+            dataset.root, dataset.classes.num_classes, config, seed, batch_per_rank, defer_colour
+        )
+        streams = fit_streams(config.streams, len(dataset), config.block, world.size * batch_per_rank)
+        self._plan = EpochPlan(dataset.split.counts, seed, streams, config.block)
+        self._usage = LoaderUsage(workers=config.loader_workers)
+        cv2.setNumThreads(0)  # its own pool would compete with workers and training threads for the cores
 
     def batches(self, position: int) -> Generator[Batch, None, None]:
         """Endless batches from a position: micro-batch m is this rank's part of the B·W at position + m·B·W.
 
-        Closing the generator ends its threads. Raises ShardError where a sample cannot be read.
+        Closing the generator ends its workers. Raises, at the sample's turn, what refuses a sample, and
+        WorldStateError where workers cannot be kept alive.
         """
-        ahead = self._config.prefetch * self._config.loader_workers * self._batch_per_rank
-        read = in_order(self._read, self._rows(position), self._config.loader_workers, ahead)
+        workers = self._config.loader_workers
+        ahead = max(1, self._config.prefetch * workers)
+        ring = SlotRing(self._setup.layout, shared=workers > 0)
+        readers = self._readers(ring)
+        rows = self._rows_ahead(position, readers)
+        filling: deque[_Filling] = deque()
+        numbers = count(0, self._batch_per_rank)
         try:
             while True:
-                crop_list = list(islice(read, self._batch_per_rank))
-                for crop in crop_list:
-                    if crop.damage and self._quarantine:
-                        self._quarantine.note(crop.position, crop.shard, crop.key, crop.damage)
-                yield _collate(crop_list, self._defer_colour)
+                while len(filling) < ahead:
+                    filling.append(self._begin(next(numbers), rows, ring, readers))
+                self._await_first(filling, readers, rows)
+                yield self._finish(filling.popleft())
         finally:
-            read.close()
+            filling.clear()
+            readers.close()
+            ring.close()
+
+    def usage(self) -> LoaderUsage:
+        """What reading has cost so far."""
+        return self._usage
 
     def order(self) -> dict[str, Any]:
         """What the samples and pixels of a position depend on, as JSON values, for checkpoints."""
@@ -125,112 +155,92 @@ class TrainLoader:
                     "take the recorded data and settings, or another --name"
                 )
 
-    def _rows(self, position: int) -> Iterator[tuple[int, int, int]]:
-        """(position, shard, sample) of this rank's samples, without end."""
+    def _readers(self, ring: SlotRing) -> SampleReaders:
+        if self._config.loader_workers:
+            return WorkerPool(self._config.loader_workers, self._setup, ring.descriptor)
+        reader = self._dataset.reader(self._config.decoded_cache)
+        writer = CropWriter(reader, self._config, self._setup.seed, self._setup.defer_colour)
+        return OwnThread(writer, ring.arrays, self._dataset.stage)
+
+    def _rows_ahead(self, position: int, readers: SampleReaders) -> Lookahead:
+        if not is_address(self._dataset.root):
+            return Lookahead(self._rows(position), 0, lambda shard: None)
+        shards = self._dataset.split.shards
+        return Lookahead(
+            self._rows(position), self._config.store.lookahead, lambda shard: readers.stage(shards[shard])
+        )
+
+    def _rows(self, position: int) -> Iterator[Row]:
+        """The samples of this rank, without end."""
         batch_global = self._world.size * self._batch_per_rank
         together = -(-_LOOKUP // self._batch_per_rank)
         for begin in count(position, batch_global * together):
             starts = range(begin, begin + batch_global * together, batch_global)
-            share = [
+            positions = np.concatenate([
                 rank_positions(start, self._world, self._batch_per_rank, self._plan.num_streams)
                 for start in starts
-            ]
-            positions = np.concatenate(share)
-            for here, (_, shard, sample) in zip(
-                positions.tolist(), self._plan.at(positions).tolist(), strict=True
-            ):
-                yield here, shard, sample
+            ])  # fmt: skip
+            samples = self._plan.at(positions)[:, 1:].tolist()
+            for here, (shard, sample) in zip(positions.tolist(), samples, strict=True):
+                yield Row(here, shard, sample)
 
-    def _read(self, row: tuple[int, int, int]) -> _Crop:
-        position, shard, sample = row
-        ref, damage = self._dataset.ref(shard, sample), ""
-        size = self._config.crop_height, self._config.crop_width
-        into = crops.CropBuffers(np.empty((*size, 3), np.uint8), np.empty(size, np.uint8))
-        try:
-            crop = read_crop(self._dataset.reader(), ref, self._config, self._seed, position, into)
-        except SampleError as error:
-            if self._quarantine is None:
-                raise
-            crop, damage = quarantined_crop(into), str(error)
-        if not self._defer_colour:
-            crops.colour_in_place(into.image_hw3, crop.colour_34, crop.inside)
-        return _Crop(
-            into.image_hw3, into.label_hw, position, ref.entry.key, ref.shard.name,
-            crop.colour_34, crop.inside, damage,
-        )  # fmt: skip
+    def _begin(self, first: int, rows: Lookahead, ring: SlotRing, readers: SampleReaders) -> _Filling:
+        """Hand out the samples of the next batch, as tasks from number `first`."""
+        slot, arrays = ring.take()
+        due = list(islice(rows, self._batch_per_rank))
+        refs = [self._dataset.ref(row.shard, row.sample) for row in due]
+        tasks = [
+            Task(first + index, slot, index, row.position, ref)
+            for index, (row, ref) in enumerate(zip(due, refs, strict=True))
+        ]
+        readers.submit(tasks)
+        return _Filling(first, arrays, [row.position for row in due], refs, len(due))
 
+    def _await_first(self, filling: deque[_Filling], readers: SampleReaders, rows: Lookahead) -> None:
+        """Take answers until the first batch has all of its own."""
+        restarts = readers.restarts
+        replies = readers.replies(wait=False)
+        while True:
+            for reply in replies:
+                self._note(reply, filling)
+            if not filling[0].left:
+                break
+            replies = readers.replies(wait=True)
+        if readers.restarts > restarts:
+            self._usage = replace(self._usage, restarts=self._usage.restarts + readers.restarts - restarts)
+            rows.announce_again()
 
-class EvalLoader:
-    """A rank's contiguous slice of a split, once: slices are uneven, never padded or repeated.
-
-    The lengths of all ranks' loaders sum to len(dataset); a rank may have none.
-    """
-
-    def __init__(
-        self, dataset: ShardDataset, input_height: int, input_width: int, world: World, workers: int = 0
-    ) -> None:
-        self._dataset, self._workers = dataset, workers
-        self._height, self._width = input_height, input_width
-        self._indexes = range(
-            len(dataset) * world.rank // world.size, len(dataset) * (world.rank + 1) // world.size
+    def _note(self, reply: Reply, filling: deque[_Filling]) -> None:
+        batch = filling[(reply.number - filling[0].first) // self._batch_per_rank]
+        batch.left -= 1
+        if reply.error is not None:
+            batch.errors[reply.number - batch.first] = reply.error
+        self._usage = replace(
+            self._usage,
+            samples=self._usage.samples + 1,
+            store_s=self._usage.store_s + reply.cost.store_s,
+            decode_s=self._usage.decode_s + reply.cost.decode_s,
         )
-        _leave_threads_to_the_loader()
 
-    def __len__(self) -> int:
-        return len(self._indexes)
-
-    def __iter__(self) -> Generator[EvalSample, None, None]:
-        # Whole labels are large, so two samples ahead a worker are enough.
-        return in_order(self._read, self._indexes, self._workers, 2 * self._workers)
-
-    def _read(self, index: int) -> EvalSample:
-        sample = self._dataset.sample_at(index)
-        image = resize_input(sample.image_HW3, self._height, self._width)
-        return EvalSample(image, sample.label_HW, sample.key, index)
-
-
-def resize_input(image_HW3: NDArray[np.uint8], input_height: int, input_width: int) -> NDArray[np.uint8]:
-    """A whole picture at the network's input size: the one way for evaluation, prediction and serving."""
-    return crops.resize_image(image_HW3, input_height, input_width)
-
-
-def in_order(
-    function: Callable[[_T], _R], items: Iterable[_T], workers: int, ahead: int
-) -> Generator[_R, None, None]:
-    """`function` of each item, in their order, by `workers` threads at most `ahead` items ahead.
-
-    With no workers it is the calling thread that works. The first error is raised at its item's turn.
-    """
-    if workers == 0:
-        yield from map(function, items)
-        return
-    source = iter(items)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
-    try:
-        waiting: deque[Future[_R]] = deque(pool.submit(function, item) for item in islice(source, ahead))
-        while waiting:
-            done = waiting.popleft().result()
-            waiting.extend(pool.submit(function, item) for item in islice(source, 1))
-            yield done
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _collate(samples: list[_Crop], defer_colour: bool) -> Batch:
-    return Batch(
-        np.stack([crop.image_HW3 for crop in samples]),
-        np.stack([crop.label_HW for crop in samples]),
-        tuple(crop.position for crop in samples),
-        tuple(crop.key for crop in samples),
-        np.stack([crop.colour_34 for crop in samples]) if defer_colour else None,
-        np.array([crop.inside for crop in samples], np.int64) if defer_colour else None,
-        sum(bool(crop.damage) for crop in samples),
-    )
-
-
-def _leave_threads_to_the_loader() -> None:
-    """OpenCV's own pool would compete with the loader's workers and the training threads for the cores."""
-    cv2.setNumThreads(0)
+    def _finish(self, done: _Filling) -> Batch:
+        arrays = done.arrays
+        for row, error in sorted(done.errors.items()):
+            if self._quarantine is None or not isinstance(error, SampleError):
+                raise error
+            ref, into = done.refs[row], crops.CropBuffers(arrays.image_BHW3[row], arrays.label_BHW[row])
+            self._quarantine.note(done.positions[row], ref.shard.name, ref.entry.key, str(error))
+            crop = quarantined_crop(into)
+            arrays.colour_B34[row], arrays.inside_B4[row] = crop.colour_34, crop.inside
+        deferred = self._setup.defer_colour
+        return Batch(
+            arrays.image_BHW3,
+            arrays.label_BHW,
+            tuple(done.positions),
+            tuple(ref.entry.key for ref in done.refs),
+            arrays.colour_B34 if deferred else None,
+            arrays.inside_B4 if deferred else None,
+            len(done.errors),
+        )
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

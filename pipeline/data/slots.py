@@ -29,7 +29,7 @@ class SlotArrays(NamedTuple):
     image_BHW3: NDArray[np.uint8]
     label_BHW: NDArray[np.uint8]
     colour_B34: NDArray[np.float32]
-    inside_B4: NDArray[np.int32]
+    inside_B4: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class SlotLayout:
             image.reshape(self.batch, self.height, self.width, 3),
             label.reshape(self.batch, self.height, self.width),
             colour.view(np.float32).reshape(self.batch, 3, 4),
-            inside.view(np.int32).reshape(self.batch, 4),
+            inside.view(np.int64).reshape(self.batch, 4),
         )
 
     def _part_bytes(self) -> tuple[int, int, int, int]:
         pixels = self.batch * self.height * self.width
-        return 3 * pixels, pixels, self.batch * 12 * 4, self.batch * 4 * 4
+        return 3 * pixels, pixels, self.batch * 12 * 4, self.batch * 4 * 8
 
 
 class SlotRing:
@@ -92,6 +92,10 @@ class SlotRing:
         # Views and tensors of the arrays refer to `memory` itself, which makes it the one to watch.
         weakref.finalize(memory, self._free.append, number).atexit = False
         return number, self.layout.arrays(memory)
+
+    def arrays(self, number: int) -> SlotArrays:
+        """The arrays of a slot that is taken, for whoever fills it; they do not count as holding it."""
+        return self.layout.arrays(np.frombuffer(self._slots[number], np.uint8))
 
     def close(self) -> None:
         """Let go of the memory, as far as nobody holds arrays of it."""

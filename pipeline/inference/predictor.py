@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.loader import resize_input
+from pipeline.data.eval_loader import resize_input
 from pipeline.errors import CheckpointError
 from pipeline.inference.model_uri import model_folder
 from pipeline.model.segmenter import Segmenter, build_segmenter, channels_last

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.dataset import ShardDataset
+from pipeline.data.eval_loader import EvalLoader, EvalSample, resize_input
 from pipeline.data.labels import ClassTable
-from pipeline.data.loader import EvalLoader, EvalSample, resize_input
 from pipeline.errors import ShardError
 from pipeline.model.segmenter import Segmenter
 from pipeline.train.metrics import Scores, confusion_matrix, scores

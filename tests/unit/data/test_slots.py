@@ -22,7 +22,7 @@ def ring(request):
 def test_a_slot_has_room_for_every_array_and_none_overlap(ring):
     _, arrays = ring.take()
     assert [array.shape for array in arrays] == [(3, 5, 7, 3), (3, 5, 7), (3, 3, 4), (3, 4)]
-    assert [array.dtype for array in arrays] == [np.uint8, np.uint8, np.float32, np.int32]
+    assert [array.dtype for array in arrays] == [np.uint8, np.uint8, np.float32, np.int64]
     for value, array in enumerate(arrays, start=1):
         array[...] = value
     assert [set(array.ravel().tolist()) for array in arrays] == [{1}, {2}, {3}, {4}]

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from pipeline.config import BackboneConfig, HeadConfig, ModelConfig
+from pipeline.data.eval_loader import resize_input
 from pipeline.data.labels import CITYSCAPES
-from pipeline.data.loader import resize_input
 from pipeline.errors import CheckpointError, ConfigError, WorldStateError
 from pipeline.inference.export import export_model
 from pipeline.inference.predictor import Predictor
