@@ -20,7 +20,6 @@ from pipeline.data.manifest import (
     FORMAT,
     MANIFEST_NAME,
     Manifest,
-    ShardEntry,
     Split,
     load_manifest,
     make_manifest,
@@ -45,6 +44,7 @@ from pipeline.data.packing.record import (
 )
 from pipeline.data.packing.shard_plan import PackOptions, ShardTask, plan_shards, refuse_no_space
 from pipeline.data.packing.shard_writer import write_shard
+from pipeline.data.shard_table import ShardEntry, ShardTable
 from pipeline.errors import DatasetError, WorldStateError
 
 _LOG = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ def _write(
         progress.done(shard.samples)
     keeper.close()
     entries = [done[task.name] for task in tasks]
-    by_split = {s: Split(s, tuple(e for e in entries if e.name.startswith(f"{s}/"))) for s in splits}
+    by_split = {s: Split(s, ShardTable(e for e in entries if e.name.startswith(f"{s}/"))) for s in splits}
     manifest = make_manifest(options.classes, by_split)
     write_whole(output, MANIFEST_NAME, manifest_text(manifest).encode())
     return manifest
