@@ -53,7 +53,7 @@ class StoreConfig:
     """How shards at an address (s3://, gs://, http(s)://) are read; idle for a local folder."""
 
     cache_dir: str = ""
-    """Folder of the node for downloaded shards; empty takes ccs-shards in the machine's temporary folder."""
+    """Folder of the node in which ccs-shards-UID keeps downloads; empty takes the machine's temporary one."""
     cache_gb: float = 64.0
     """Most that the folder may hold, in GB; the shards used longest ago go first."""
     lookahead: int = 2048

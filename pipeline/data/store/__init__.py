@@ -1,6 +1,8 @@
 """Where the bytes of shards come from: exact ranges of named files, checked to be whole.
 
-`open_store` chooses by the root's scheme; whoever reads shards knows the Store protocol alone.
+`open_store` chooses by the root's scheme; whoever reads shards knows the Store protocol alone. Below it,
+from the network upwards: one request (transport.py; s3, gcs, http), tried again (fetcher.py,
+patience.py), kept on the node's disk (cache.py, incoming.py), ahead of its use (downloads.py).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from pipeline.config import StoreConfig
 from pipeline.data.store.address import is_address, safe_name
 from pipeline.data.store.local import LocalStore
-from pipeline.errors import ConfigError, ShardError
+from pipeline.errors import ShardError
 
 if TYPE_CHECKING:
     from pipeline.data.manifest import ShardEntry
@@ -50,13 +52,12 @@ class Store(Protocol):
 
 
 def open_store(root: str, config: StoreConfig = _DEFAULTS) -> Store:
-    """The store for a root; raises ConfigError for a scheme, ShardError for a folder that is not there."""
-    del config
+    """The store for a root; ConfigError for an address that may not be opened, ShardError for no folder."""
     if is_address(root):
-        raise ConfigError(
-            f"cannot read shards from {root}: this version reads local folders only; "
-            "copy the shards to a folder and type its path"
-        )
+        # smart_open, boto3 and requests take a while to import, and local folders do without them.
+        from pipeline.data.store.remote import RemoteStore  # noqa: PLC0415
+
+        return RemoteStore(root, config)
     if not Path(root).is_dir():
         raise ShardError(
             f"no shards at {root}: no such folder; pack a data set with "

@@ -1,30 +1,16 @@
-"""Ranges of local files by pread, and the open descriptors that they are read through."""
+"""Ranges of files under a folder."""
 
 from __future__ import annotations
 
-import os
-import threading
-from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.data.store.address import safe_name
+from pipeline.data.store.open_files import OpenFiles
 from pipeline.errors import ShardError
 
 if TYPE_CHECKING:
     from pipeline.data.manifest import ShardEntry
-
-
-class _Descriptor:
-    """An open file, closed when the last reader lets go of it, so that evicting it races with nobody."""
-
-    def __init__(self, path: Path) -> None:
-        self.number = -1
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if self.number >= 0:
-            os.close(self.number)
 
 
 class LocalStore:
@@ -35,20 +21,17 @@ class LocalStore:
 
     def __init__(self, root: str, max_open: int = 256) -> None:
         self.root = root
-        self._max_open = max_open
-        self._open: OrderedDict[str, _Descriptor] = OrderedDict()
-        self._lock = threading.Lock()
+        self._files = OpenFiles(max_open)
 
     def read(self, name: str, offset: int, num_bytes: int) -> bytes:
         """Exactly `num_bytes` from `offset`; ShardError where the file is absent or ends before."""
-        descriptor = self._descriptor(name)
+        path = self._path(name)
         try:
-            data = os.pread(descriptor.number, num_bytes, offset)
-            while 0 < len(data) < num_bytes:  # one pread gives at most 2 GiB, and less when interrupted
-                more = os.pread(descriptor.number, num_bytes - len(data), offset + len(data))
-                if not more:
-                    break
-                data += more
+            file = self._files.get(path)
+        except OSError as error:
+            raise self._absent(name, error) from error
+        try:
+            data = file.read(offset, num_bytes)
         except OSError as error:
             raise ShardError(f"{self.root}/{name}: bytes {offset}+{num_bytes}: {error.strerror}") from error
         if len(data) != num_bytes:
@@ -81,24 +64,7 @@ class LocalStore:
 
     def close(self) -> None:
         """Close the files, once nobody reads them any more."""
-        with self._lock:
-            self._open.clear()
-
-    def _descriptor(self, name: str) -> _Descriptor:
-        with self._lock:
-            descriptor = self._open.get(name)
-            if descriptor is not None:
-                self._open.move_to_end(name)
-                return descriptor
-        try:
-            descriptor = _Descriptor(self._path(name))
-        except OSError as error:
-            raise self._absent(name, error) from error
-        with self._lock:
-            self._open[name] = descriptor
-            while len(self._open) > self._max_open:
-                self._open.popitem(last=False)
-        return descriptor
+        self._files.clear()
 
     def _path(self, name: str) -> Path:
         if not safe_name(name):

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.labels import CITYSCAPES
 from pipeline.data.manifest import load_manifest
-from pipeline.data.store import LocalStore, open_store, safe_name
-from pipeline.errors import ConfigError, ShardError
+from pipeline.data.store import LocalStore, safe_name
+from pipeline.errors import ShardError
 
 
 def read_all(root: str, split: str = "train") -> list:
@@ -239,14 +239,6 @@ def test_absent_and_empty_splits_are_refused(own):
     sign(own, content)
     with pytest.raises(ShardError, match=r"split 'val' has 0 samples in 0 shards"):
         ShardDataset.open(own, "val")
-
-
-@pytest.mark.parametrize(
-    "root", ["s3://bucket/x", "https://host/x", "file:///etc", "pipe:cat x", "ssh://host/x"]
-)
-def test_only_local_folders_are_read(root):
-    with pytest.raises(ConfigError, match=r"reads local folders only"):
-        open_store(root)
 
 
 @pytest.mark.parametrize(

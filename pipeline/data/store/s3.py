@@ -1,0 +1,146 @@
+"""Objects of S3 and whatever speaks its language, opened by smart_open.
+
+Credentials, region and endpoint are boto3's own business: the environment (AWS_ENDPOINT_URL for a
+server that is not Amazon's), ~/.aws, or the role of the machine. smart_open and boto3 would both try
+again by themselves, smart_open after whole seconds; both are kept from it here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import boto3.session
+import smart_open
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    SSLError,
+)
+from urllib3.exceptions import HTTPError
+
+from pipeline.data.store.transport import Part, Transient, reason, refusal
+from pipeline.errors import PipelineError, WorldStateError, without_credentials
+
+KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL for a server of your own)"
+_MAY_PASS = (HTTPClientError, ConnectionError, IncompleteReadError, HTTPError, OSError)
+_CONNECTIONS = 64
+
+
+class S3Transport:
+    """Ranged GET and HEAD of s3:// addresses."""
+
+    def __init__(self, timeout_s: float) -> None:
+        config = Config(
+            connect_timeout=timeout_s,
+            read_timeout=timeout_s,
+            retries={"total_max_attempts": 1},
+            max_pool_connections=_CONNECTIONS,
+            tcp_keepalive=True,
+        )
+        try:
+            self._client = boto3.session.Session().client("s3", config=config)
+        except (BotoCoreError, ValueError) as error:
+            raise WorldStateError(f"s3:// cannot be opened ({reason(error)}): check {KEYS}") from error
+
+    def get(self, url: str, offset: int, num_bytes: int) -> Part:
+        """The range, by one GET of exactly it; raises Transient or a PipelineError."""
+        one = _OneGet(self._client, url)
+        parameters = {
+            "client": one,
+            "defer_seek": True,  # else opening alone is a GET of the whole object
+            "range_chunk_size": num_bytes,
+            "buffer_size": num_bytes,  # a larger one would be filled by a second GET
+        }
+        try:
+            with smart_open.open(url, "rb", compression="disable", transport_params=parameters) as file:
+                file.seek(offset)
+                data = file.read(num_bytes)
+        except _PastEnd:
+            return Part(b"", 0)
+        return Part(data, one.total_bytes)
+
+    def size(self, url: str) -> int | None:
+        """The object's bytes, None where there is none."""
+        bucket, _, key = url.removeprefix("s3://").partition("/")
+        try:
+            return int(self._client.head_object(Bucket=bucket, Key=key)["ContentLength"])
+        except (BotoCoreError, ClientError) as error:
+            if isinstance(error, ClientError) and _status(error) == 404:
+                return None
+            raise _sorted(url, error) from error
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._client.close()
+
+
+class _PastEnd(Exception):  # noqa: N818 - an answer
+    """The range begins where the object has ended."""
+
+
+class _OneGet:
+    """A client that smart_open may use for a single GET.
+
+    What fails in the middle of a body leaves as an exception that smart_open does not know, so that it
+    neither waits nor asks again.
+    """
+
+    def __init__(self, client: Any, url: str) -> None:  # noqa: ANN401 - boto3 makes its classes at run time
+        self._client = client
+        self._url = url
+        self._used = False
+        self.total_bytes = 0
+
+    def get_object(self, **request: Any) -> dict[str, Any]:  # noqa: ANN401 - boto3's keywords
+        if self._used:
+            raise Transient("the answer ended early")
+        self._used = True
+        try:
+            answer: dict[str, Any] = self._client.get_object(**request)
+        except (BotoCoreError, ClientError) as error:
+            if isinstance(error, ClientError) and _status(error) == 416:
+                raise _PastEnd from error
+            raise _sorted(self._url, error) from error
+        whole = f"bytes 0-{answer['ContentLength'] - 1}/{answer['ContentLength']}"
+        span = str(answer.get("ContentRange") or whole)
+        if span.partition("-")[0] != request["Range"].partition("-")[0].replace("=", " "):
+            answer["Body"].close()
+            raise WorldStateError(f"{without_credentials(self._url)}: the server does not answer ranges")
+        self.total_bytes = int(span.rpartition("/")[2])
+        # rclone's server says 200 with a range, and smart_open would skip the bytes before it again.
+        partial = answer["ResponseMetadata"] | {"HTTPStatusCode": 206}
+        return answer | {"ContentRange": span, "ResponseMetadata": partial, "Body": _Body(answer["Body"])}
+
+
+class _Body:
+    """The bytes of an answer as they arrive."""
+
+    def __init__(self, body: Any) -> None:  # noqa: ANN401 - botocore's StreamingBody, which has no types
+        self._body = body
+
+    def read(self, num_bytes: int | None = None) -> bytes:
+        try:
+            return bytes(self._body.read(num_bytes))
+        except _MAY_PASS as error:
+            raise Transient(reason(error)) from error
+
+    def close(self) -> None:
+        self._body.close()
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _sorted(url: str, error: Exception) -> Transient | PipelineError:
+    """Transient, or the error to show, for what boto3 raised."""
+    if isinstance(error, ClientError):
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        return refusal(url, _status(error), "" if code.isdigit() else code, KEYS)
+    if isinstance(error, _MAY_PASS) and not isinstance(error, SSLError):
+        return Transient(reason(error))
+    return WorldStateError(f"{without_credentials(url)} cannot be read ({reason(error)}): check {KEYS}")
