@@ -13,14 +13,18 @@ from functools import lru_cache
 import numpy as np
 
 from pipeline.config import StoreConfig
+from pipeline.data.index import SampleEntry, index_name, load_index
 from pipeline.data.labels import ClassTable
-from pipeline.data.manifest import Manifest, SampleEntry, ShardEntry, Split, load_index, load_manifest
+from pipeline.data.manifest import Manifest, Split, load_manifest
 from pipeline.data.reader import Sample, SampleReader, SampleRef
-from pipeline.data.store import Store, open_store
+from pipeline.data.shard_table import ShardEntry
+from pipeline.data.store import LocalStore, Store, open_store
 from pipeline.errors import ShardError, nearest
 
 _INDEXES_KEPT = 128
 """Parsed indexes in memory: twice the shards that a plan of 64 streams reads side by side."""
+_PROBES = 32
+"""Indexes that are read before a run."""
 _AUDIT_BYTES = 2**24
 _DEFAULTS = StoreConfig()
 
@@ -38,7 +42,7 @@ class ShardDataset:
     @classmethod
     def open(cls, root: str, split: str, store: StoreConfig = _DEFAULTS) -> ShardDataset:
         """The split of the data set at `root`; raises ShardError for an absent or empty one."""
-        manifest = load_manifest(root)
+        manifest = load_manifest(root, store)
         if split not in manifest.splits:
             raise ShardError(
                 f"{root} has no split {split!r}{nearest(split, manifest.splits)}; "
@@ -66,20 +70,25 @@ class ShardDataset:
         return self.split.samples
 
     def preflight(self) -> None:
-        """Raises ShardError for the first listed shard, or index, that is absent or not the manifest's."""
-        for shard in self.split.shards:
-            size = self._store.size(shard.name)
-            if size != shard.bytes:
-                raise ShardError(
-                    f"{self.root}/{shard.name} has {size} bytes, the manifest says {shard.bytes}; "
-                    "copy the shard again or pack again"
-                )
-            load_index(self._store, shard)
+        """Raises ShardError for a listed shard, or index, that is absent or not the manifest's.
+
+        Of a local split it looks at every file; at an address, where a look is a request, and into
+        indexes, at a few that are spread over the split. The rest are checked at their first use.
+        """
+        shards = self.split.shards
+        last = len(shards) - 1
+        few = sorted({last * number // (_PROBES - 1) for number in range(_PROBES)})
+        for at in range(len(shards)) if isinstance(self._store, LocalStore) else few:
+            self._refuse_other_size(shards[at])
+            self._store.size(index_name(shards[at].name))
+        for at in few:
+            load_index(self._store, shards[at])
 
     def audit(self) -> None:
         """Raises ShardError for the first shard whose bytes are not the manifest's sha256; reads them all."""
-        self.preflight()
         for shard in self.split.shards:
+            self._refuse_other_size(shard)
+            load_index(self._store, shard)
             digest = hashlib.sha256()
             for offset in range(0, shard.bytes, _AUDIT_BYTES):
                 digest.update(self._store.read(shard.name, offset, min(_AUDIT_BYTES, shard.bytes - offset)))
@@ -88,6 +97,14 @@ class ShardDataset:
                     f"{self.root}/{shard.name} is not the shard that the manifest lists (sha256 differs); "
                     "copy the shard again or pack again"
                 )
+
+    def _refuse_other_size(self, shard: ShardEntry) -> None:
+        size = self._store.size(shard.name)
+        if size != shard.bytes:
+            raise ShardError(
+                f"{self.root}/{shard.name} has {size} bytes, the manifest says {shard.bytes}; "
+                "copy the shard again or pack again"
+            )
 
     def entry(self, shard: int, sample: int) -> SampleEntry:
         """The index line of a sample."""
