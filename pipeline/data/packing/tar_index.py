@@ -1,0 +1,221 @@
+"""A manifest and indexes for WebDataset shards that are there already; the tars stay as they are.
+
+Labels must be 8-bit grey PNGs of train ids, which is to say that the class table's ids are 0, 1, … in
+order, and 255 is ignored: shards of anything else have to be packed from their source. Every member is
+read once; every label is decoded, every image's header and checksums are looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from pipeline.config import StoreConfig
+from pipeline.data.decode import Header, decode_gray, read_header, refuse_broken_png
+from pipeline.data.index import Member, SampleEntry, index_name, index_text
+from pipeline.data.labels import IGNORE, ClassTable
+from pipeline.data.manifest import MANIFEST_NAME, Manifest, Split, make_manifest, manifest_text
+from pipeline.data.packing.output import open_output, write_whole
+from pipeline.data.packing.parallel import MapTasks
+from pipeline.data.packing.tar_samples import MemberNames, TarSample, read_samples
+from pipeline.data.packing.tar_stream import TarStream
+from pipeline.data.shard_table import ShardEntry, ShardTable, sha256_hex
+from pipeline.data.store import open_store, safe_name
+from pipeline.errors import ConfigError, DatasetError, ShardError
+
+_LOG = logging.getLogger(__name__)
+_SPLIT = re.compile(r"[A-Za-z0-9_-]{1,40}")
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """How the members of foreign shards are meant."""
+
+    classes: ClassTable
+    names: MemberNames = MemberNames()  # noqa: RUF009 - frozen
+    split: str = ""
+    """Split that all shards belong to; without it their folder, or their name, says it."""
+    split_from: Literal["folder", "name"] = "folder"
+    """What names the split: `train/x.tar`, or `train-000000.tar`."""
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """A shard that was read, or what is wrong with it."""
+
+    entry: ShardEntry | None = None
+    index: bytes = b""
+    problem: str = ""
+
+
+def index_shards(root: str, tars: Sequence[str], options: IndexOptions, map_tasks: MapTasks) -> Manifest:
+    """Writes indexes beside the tars and the manifest at the root, and returns it.
+
+    `tars` are names below the root; none means all *.tar of a folder. Raises ShardError with the first
+    problem and their number, and then nothing was written.
+    """
+    refuse_other_ids(options.classes)
+    output = open_output(root)
+    if output.size(MANIFEST_NAME) >= 0:
+        raise ShardError(
+            f"{root} has a {MANIFEST_NAME} already; audit it with python jobs/shards.py verify {root}, or "
+            "remove it to index again"
+        )
+    names = list(tars) or find_tars(root)
+    splits = {name: split_of(name, options) for name in names}
+    scan = partial(scan_tar, root=root, classes=options.classes, names=options.names)
+    scanned: list[Scanned] = []
+    for result in map_tasks(scan, names):
+        scanned.append(result)
+        if result.entry:
+            _LOG.info("[index] %s: %d samples", result.entry.name, result.entry.samples)
+    _refuse(scanned)
+    entries = [result.entry for result in scanned if result.entry]
+    _refuse_copies(root, entries)
+    for entry, result in zip(entries, scanned, strict=True):
+        write_whole(output, index_name(entry.name), result.index)
+    by_split = {
+        split: Split(split, ShardTable(entry for entry in entries if splits[entry.name] == split))
+        for split in dict.fromkeys(splits.values())
+    }
+    manifest = make_manifest(options.classes, by_split)
+    write_whole(output, MANIFEST_NAME, manifest_text(manifest).encode())
+    return manifest
+
+
+def scan_tar(name: str, root: str, classes: ClassTable, names: MemberNames) -> Scanned:
+    """The entry and the index of one tar, or its first problem."""
+    store = open_store(root, StoreConfig())
+    try:
+        stream = TarStream(store, name)
+        entries = tuple(_entry(stream, sample, classes) for sample in read_samples(stream, names))
+        index = index_text(entries).encode()
+        entry = ShardEntry(name, len(entries), stream.num_bytes, stream.sha256(), sha256_hex(index))
+    except ShardError as error:
+        return Scanned(problem=str(error))
+    finally:
+        store.close()
+    return Scanned(entry, index)
+
+
+def refuse_other_ids(classes: ClassTable) -> None:
+    """Raises ConfigError for a class table whose label ids are not train ids."""
+    train_ids = tuple(range(classes.num_classes))
+    if classes.label_ids != train_ids or set(classes.ignored_label_ids) - {IGNORE}:
+        raise ConfigError(
+            f"the class table has the ids {list(classes.label_ids)[:8]}…, ignored "
+            f"{list(classes.ignored_label_ids)[:8]}: labels in shards that are indexed as they are must hold "
+            "0, 1, … in the order of the classes, and 255 where ignored; pack the source with "
+            "jobs/pack_folder.py to have them converted"
+        )
+
+
+def find_tars(root: str) -> list[str]:
+    """The names of all tars below a folder, in order; raises ConfigError for an address."""
+    if "://" in root:
+        raise ConfigError(
+            f"{root} cannot be listed; name its shards: --shards 'train/train-{{000000..000099}}.tar'"
+        )
+    folder = Path(root)
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tar"))
+    if not names:
+        raise ShardError(f"no *.tar in {root}; type the folder that holds the shards")
+    return names
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """The names that `train-{000..012}.tar` stands for; several ranges multiply."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if match is None:
+        if "{" in pattern or "*" in pattern:
+            raise ConfigError(f"--shards {pattern}: type a range as in train-{{000000..000099}}.tar")
+        return [pattern]
+    first, last = int(match[1]), int(match[2])
+    if last < first or last - first >= 10**7:
+        raise ConfigError(f"--shards {pattern}: {match[0]} is no range")
+    width = len(match[1]) if match[1].startswith("0") else 0
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    return [
+        f"{before}{number:0{width}d}{rest}"
+        for number in range(first, last + 1)
+        for rest in expand_braces(after)
+    ]
+
+
+def split_of(name: str, options: IndexOptions) -> str:
+    """The split that a shard belongs to; raises ConfigError where nothing says it."""
+    if not safe_name(name) or not name.endswith(".tar"):
+        raise ConfigError(
+            f"shard {name!r}: a shard's name has letters, digits, . - _ and / and ends in .tar; rename it"
+        )
+    if options.split:
+        found = options.split
+    elif options.split_from == "folder":
+        found = name.rpartition("/")[0].rpartition("/")[2]
+    else:
+        found = re.split(r"[-_.]?\d|\.", name.rpartition("/")[2])[0]
+    if _SPLIT.fullmatch(found) is None:
+        raise ConfigError(
+            f"shard {name} does not say its split: move it into a folder named so (train/{name}), type "
+            "--split NAME, or --split-from name for names such as train-000000.tar"
+        )
+    return found
+
+
+def _entry(stream: TarStream, sample: TarSample, classes: ClassTable) -> SampleEntry:
+    where = [
+        f"{stream.where}: {kind} of {sample.key!r} at offset {member.offset}"
+        for kind, member in (("image", sample.image), ("label", sample.label))
+    ]
+    try:
+        image = _checked_header(sample.image.data, where[0])
+        label = _checked_header(sample.label.data, where[1])
+        if (image.height, image.width) != (label.height, label.width):
+            raise ShardError(
+                f"{where[0]} has {image.height}x{image.width} pixels, its label "
+                f"{label.height}x{label.width}; pack the source again"
+            )
+        label_HW = decode_gray(sample.label.data, where[1])
+    except DatasetError as error:
+        raise ShardError(str(error)) from error
+    foreign = [i for i in np.unique(label_HW).tolist() if classes.num_classes <= i < IGNORE]
+    if foreign:
+        raise ShardError(
+            f"{where[1]} has the ids {foreign}, which are no train ids of {classes.num_classes} classes; "
+            "pack the source with jobs/pack_folder.py to have ids converted"
+        )
+    members = (
+        Member(header.codec, member.offset, len(member.data), zlib.crc32(member.data))
+        for header, member in ((image, sample.image), (label, sample.label))
+    )
+    return SampleEntry(sample.key, image.height, image.width, *members)
+
+
+def _checked_header(data: bytes, where: str) -> Header:
+    header = read_header(data, where)
+    refuse_broken_png(data, where)
+    return header
+
+
+def _refuse(scanned: Sequence[Scanned]) -> None:
+    problems = [result.problem for result in scanned if result.problem]
+    if problems:
+        more = f" (and {len(problems) - 1} more shards)" if problems[1:] else ""
+        raise ShardError(f"{problems[0]}{more}; nothing was written")
+
+
+def _refuse_copies(root: str, entries: Sequence[ShardEntry]) -> None:
+    """Raises ShardError where two shards are the same bytes: their samples would come twice an epoch."""
+    by_digest: dict[str, str] = {}
+    for entry in entries:
+        other = by_digest.setdefault(entry.sha256, entry.name)
+        if other != entry.name and entry.samples:
+            raise ShardError(f"{root}: {entry.name} is a copy of {other}; remove one of them")

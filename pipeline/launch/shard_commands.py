@@ -1,0 +1,124 @@
+"""The commands of `jobs/shards.py`: index shards that are there, audit them, bring them near."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from pipeline.data.packing.class_file import read_class_file
+from pipeline.data.packing.tar_index import IndexOptions, expand_braces, index_shards
+from pipeline.data.packing.tar_samples import MemberNames
+from pipeline.data.packing.verify import verify_shards
+from pipeline.errors import ConfigError, ShardError, nearest
+from pipeline.launch.command_line import parse_flags
+from pipeline.launch.job import Result, tell
+from pipeline.launch.paths import resolve_path
+from pipeline.launch.ray_map import task_map
+
+
+Root = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR_OR_URL")]
+
+
+@dataclass(frozen=True)
+class IndexFlags:
+    """A manifest, and an index a shard, for WebDataset shards that are there; the tars are not changed.
+
+    Labels must be 8-bit grey PNGs of train ids; shards of anything else are packed from their source.
+    """
+
+    root: Root
+    """Folder, s3://BUCKET/PATH or gs://… of the shards; the manifest and the indexes are written there."""
+    classes: str
+    """YAML file of the classes, with the ids 0, 1, … in order, and ignored ids [255] or none."""
+    shards: tuple[str, ...] = ()
+    """Names of the shards below it, with ranges such as train/train-{000000..000099}.tar; for a folder
+    none means all *.tar."""
+    image: tuple[str, ...] = MemberNames().image
+    """Endings of a sample's image; of several, the one that a sample has."""
+    label: tuple[str, ...] = MemberNames().label
+    """Endings of a sample's label."""
+    split: str = ""
+    """Split that all these shards belong to; without it each shard says its own."""
+    split_from: Literal["folder", "name"] = "folder"
+    """What says it: the shard's folder, or its name up to the number (train-000000.tar)."""
+    processes: int = 0
+    """Processes that work; 0 takes one a core."""
+
+
+@dataclass(frozen=True)
+class VerifyFlags:
+    """Read every byte of a packed data set and name all that is wrong with it, one line each."""
+
+    root: Root
+    """Folder or address of the data set."""
+    split: tuple[str, ...] = ()
+    """Splits to audit; all without it."""
+    decode: bool = False
+    """Decode every picture too, and look at its size and train ids."""
+    processes: int = 0
+    """Processes that work; 0 takes one a core."""
+
+
+def index(result: Result, argv: list[str]) -> None:
+    """Writes a manifest and indexes for shards that are there; fills in the RESULT."""
+    flags = parse_flags(IndexFlags, argv)
+    classes = read_class_file(Path(resolve_path("--classes", flags.classes)))
+    names = MemberNames(flags.image, flags.label)
+    options = IndexOptions(classes, names, flags.split, flags.split_from)
+    tars = [name for pattern in flags.shards for name in expand_braces(pattern)]
+    root = resolve_path("the folder", flags.root)
+    with task_map(flags.processes) as map_tasks:
+        manifest = index_shards(root, tars, options, map_tasks)
+    splits = manifest.splits.values()
+    result |= {"shards": sum(len(split.shards) for split in splits), "manifest_id": manifest.id}
+    result |= {"samples": sum(split.samples for split in splits), "bytes": sum(s.bytes for s in splits)}
+    _say(f"[done]  {', '.join(f'{s.name}: {s.samples} samples in {len(s.shards)} shards' for s in splits)}")
+
+
+def verify(result: Result, argv: list[str]) -> None:
+    """Audits a packed data set; fills in the RESULT, and raises ShardError where anything is wrong."""
+    flags = parse_flags(VerifyFlags, argv)
+    root = resolve_path("the folder", flags.root)
+    result |= dict.fromkeys(("shards", "samples", "bytes", "problems"), 0)
+    first = ""
+    with task_map(flags.processes) as map_tasks:
+        for shard in verify_shards(root, flags.split, flags.decode, map_tasks):
+            for problem in shard.problems:
+                tell(problem)
+                first = first or problem
+            counts = {"shards": 1, "samples": shard.samples, "bytes": shard.bytes}
+            for name, count in (counts | {"problems": len(shard.problems)}).items():
+                result[name] += count
+    if first:
+        raise ShardError(
+            f"{result['problems']} problems in {root}, all listed above; copy or pack those again"
+        )
+    _say(
+        f"[done]  {result['samples']} samples in {result['shards']} shards of {root} are as the manifest says"
+    )
+
+
+COMMANDS = {"index": index, "verify": verify}
+FIELDS = ("shards", "samples", "bytes", "manifest_id", "problems")
+"""The commands' keys of the RESULT line."""
+
+
+def run_command(result: Result, argv: list[str]) -> None:
+    """Runs the command that is named first; raises ConfigError where none is."""
+    name = argv[0] if argv else ""
+    if name in ("-h", "--help"):
+        commands = "\n".join(f"  {name:7s}{function.__doc__}" for name, function in COMMANDS.items())
+        _say(f"shards.py COMMAND DIR_OR_URL …; each command has a --help of its own:\n{commands}")
+        raise SystemExit(0)
+    if name not in COMMANDS:
+        hint = nearest(name, COMMANDS)
+        raise ConfigError(f"no command {name!r}{hint}; type shards.py {'|'.join(COMMANDS)} DIR_OR_URL")
+    COMMANDS[name](result, argv[1:])
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
