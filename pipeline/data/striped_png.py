@@ -90,16 +90,17 @@ class Layout:
 
     def _inflate(self, strip: int, chunk: memoryview) -> NDArray[np.uint8] | None:
         """The filtered lines (rows, 1 + bytes) of one strip; None where its chunk is not as expected."""
-        if len(chunk) != self.offsets[strip + 1] - self.offsets[strip]:
-            return None
-        if chunk[:8] != struct.pack(">I4s", len(chunk) - _CHUNK_BYTES, b"IDAT"):
+        num_bytes = self.offsets[strip + 1] - self.offsets[strip]
+        if len(chunk) != num_bytes or chunk[:8] != struct.pack(">I4s", num_bytes - _CHUNK_BYTES, b"IDAT"):
             return None
         _check_crc(chunk[4:-4], chunk[-4:])
         is_last = strip == len(self.offsets) - 2
         stride = 1 + self.width * self.channels
         num_lines = min(self.strip_rows, self.height - strip * self.strip_rows)
-        deflated = chunk[8:-4] if strip else _without_zlib_header(chunk[8:-4])
-        raw = _inflate_exactly(deflated, num_lines * stride, is_last)
+        begin = b"" if strip else _ZLIB_HEADER
+        if chunk[8 : 8 + len(begin)] != begin:
+            return None
+        raw = _inflate_exactly(chunk[8 + len(begin) : -4], num_lines * stride, is_last)
         if raw is None:
             return None
         lines = np.frombuffer(raw, np.uint8).reshape(num_lines, stride)
@@ -115,9 +116,11 @@ def encode(picture: NDArray[np.uint8], filtered: bool | None = None) -> bytes:
     `filtered` says whether rows are stored as differences to those above: smaller for photographs,
     larger for labels. By default RGB is filtered and grey is not.
     """
+    fits = picture.dtype == np.uint8 and (picture.ndim == 2 or picture.shape[2:] == (3,)) and picture.size
+    if not fits:
+        given = f"{picture.dtype} of shape {picture.shape}"
+        raise ValueError(f"a striped PNG holds grey or RGB uint8 of at least one pixel, not {given}")
     height, width = picture.shape[:2]
-    if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,)):
-        raise ValueError(f"a striped PNG holds grey or RGB uint8, not {picture.dtype} {picture.shape}")
     filtered = picture.ndim == 3 if filtered is None else filtered
     lines = np.ascontiguousarray(picture).reshape(height, -1)
     strips, adler = [], 1
@@ -216,11 +219,6 @@ def _unfilter(lines: NDArray[np.uint8], skipped: int, filtered: bool, into: NDAr
     above = np.add.reduce(lines[: skipped + 1], axis=0, dtype=np.uint8, out=into[0])
     for line, target in zip(lines[skipped + 1 :], into[1:], strict=False):
         above = np.add(above, line, out=target)
-
-
-def _without_zlib_header(deflated: memoryview) -> memoryview:
-    """The first strip's deflate stream; empty, which inflates to nothing, where its header is unusual."""
-    return deflated[2:] if deflated[:2] == _ZLIB_HEADER else deflated[:0]
 
 
 def _inflate_exactly(deflated: memoryview, num_bytes: int, is_last: bool) -> bytes | None:
