@@ -8,16 +8,17 @@ absent shard, or a store out of reach, is an error of the store and says nothing
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import Protocol, cast
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.decode import decode_image, decode_label, place
+from pipeline.data.decode import place
+from pipeline.data.encoded_picture import EncodedPicture
+from pipeline.data.labels import IGNORE
 from pipeline.data.manifest import Member, SampleEntry, ShardEntry
 from pipeline.data.store import Store
 from pipeline.errors import SampleError, ShardError
@@ -73,7 +74,11 @@ class SampleReader:
 
     def open(self, ref: SampleRef) -> SourceSample:
         """The sample, of which nothing is read yet."""
-        return _EncodedSample(self, ref)
+
+        def read(member: Member, offset: int, num_bytes: int) -> bytes:
+            return self._read(ref, member, offset, num_bytes)
+
+        return _EncodedSample(ref, read, f"{self._store.root}/{ref.shard.name}", self._num_classes)
 
     def reopen(self, ref: SampleRef) -> SourceSample:
         """The sample that proved bad, to be read from fresh bytes: it may have been a copy that is bad."""
@@ -87,95 +92,67 @@ class SampleReader:
         except SampleError:
             return _whole(self.reopen(ref))
 
-    def member(self, ref: SampleRef, member: Member) -> bytes:
-        """The bytes of a member, checked; raises SampleError where they are not those of the index."""
+    def _read(self, ref: SampleRef, member: Member, offset: int, num_bytes: int) -> bytes:
         name, begin_s = ref.shard.name, time.perf_counter()
         try:
-            data = self._store.read(name, member.offset, member.bytes)
+            return self._store.read(name, member.offset + offset, num_bytes)
         except ShardError as error:
             # An absent file or a store out of reach raises here once more, and is no fault of the sample.
-            if self._store.size(name) >= member.offset + member.bytes:
+            if self._store.size(name) >= member.offset + offset + num_bytes:
                 raise
             raise SampleError(f"{error} ({place(name, ref.entry, member)})") from error
         finally:
             self.store_s += time.perf_counter() - begin_s
-        if _crc32_function()(data) != member.crc32:
-            raise SampleError(
-                f"{self.where(ref, member)}: {member.bytes} bytes are not those that "
-                "were packed (crc32 differs); copy the shard again or pack again"
-            )
-        return data
-
-    def refuse_foreign_ids(self, label_HW: NDArray[np.uint8], ref: SampleRef) -> None:
-        """Raises SampleError for a train id that is neither a class nor 255."""
-        # 255 wraps to 0, so one maximum finds every id that is neither a class nor ignored. A stray id
-        # would otherwise surface as an assertion inside a CUDA kernel.
-        if int((label_HW + np.uint8(1)).max()) > self._num_classes:
-            ids = [i for i in np.unique(label_HW).tolist() if self._num_classes <= i < 255]
-            raise SampleError(
-                f"{self.where(ref, ref.entry.label)}: train ids {ids} are outside the "
-                f"manifest's {self._num_classes} classes; pack again"
-            )
-
-    def where(self, ref: SampleRef, member: Member) -> str:
-        """How an error names a member: shard, key, kind and offset."""
-        return place(self.shard(ref), ref.entry, member)
-
-    def shard(self, ref: SampleRef) -> str:
-        """Where the sample's shard lies, root and name."""
-        return f"{self._store.root}/{ref.shard.name}"
 
 
 class _EncodedSample:
-    """A sample of a shard, whose pictures are decoded when a region of them is asked for."""
+    """A sample of a shard, whose pictures are read and decoded when a region of them is asked for."""
 
-    def __init__(self, reader: SampleReader, ref: SampleRef) -> None:
-        self._reader, self._ref = reader, ref
+    def __init__(
+        self, ref: SampleRef, read: Callable[[Member, int, int], bytes], shard: str, num_classes: int
+    ) -> None:
+        self._entry, self._read, self._shard, self._num_classes = ref.entry, read, shard, num_classes
         self.key, self.height, self.width = ref.entry.key, ref.entry.height, ref.entry.width
 
     def image_region(self, rows: slice, columns: slice) -> NDArray[np.uint8]:
-        return self._image[rows, columns]
+        return self._image.region(rows, columns)
 
     def label_region(self, rows: slice, columns: slice) -> NDArray[np.uint8]:
-        return self._label[rows, columns]
+        label_hw = self._label.region(rows, columns)
+        refuse_foreign_ids(label_hw, self._num_classes, place(self._shard, self._entry, self._entry.label))
+        return label_hw
 
     @cached_property
-    def _image(self) -> NDArray[np.uint8]:
-        entry = self._ref.entry
-        data = self._reader.member(self._ref, entry.image)
-        return _sound(decode_image, data, entry, self._reader.shard(self._ref))
+    def _image(self) -> EncodedPicture:
+        entry = self._entry
+        return EncodedPicture(
+            lambda offset, num_bytes: self._read(entry.image, offset, num_bytes),
+            entry,
+            entry.image,
+            self._shard,
+        )
 
     @cached_property
-    def _label(self) -> NDArray[np.uint8]:
-        entry = self._ref.entry
-        data = self._reader.member(self._ref, entry.label)
-        label_HW = _sound(decode_label, data, entry, self._reader.shard(self._ref))
-        self._reader.refuse_foreign_ids(label_HW, self._ref)
-        return label_HW
+    def _label(self) -> EncodedPicture:
+        entry = self._entry
+        # Labels are small, and several regions of one may be asked for: it is read at once.
+        data = self._read(entry.label, 0, entry.label.bytes)
+        return EncodedPicture(
+            lambda offset, num_bytes: data[offset : offset + num_bytes], entry, entry.label, self._shard
+        )
+
+
+def refuse_foreign_ids(label_hw: NDArray[np.uint8], num_classes: int, where: str) -> None:
+    """Raises SampleError for a train id that is neither a class nor 255."""
+    # 255 wraps to 0, so one maximum finds every such id. One that passed would surface as an assertion
+    # inside a CUDA kernel.
+    if int((label_hw + np.uint8(1)).max()) > num_classes:
+        ids = [i for i in np.unique(label_hw).tolist() if num_classes <= i < IGNORE]
+        raise SampleError(
+            f"{where}: train ids {ids} are outside the manifest's {num_classes} classes; pack again"
+        )
 
 
 def _whole(source: SourceSample) -> Sample:
     rows, columns = slice(0, source.height), slice(0, source.width)
     return Sample(source.key, source.image_region(rows, columns), source.label_region(rows, columns))
-
-
-def _sound(
-    decode: Callable[[bytes, SampleEntry, str], NDArray[np.uint8]],
-    data: bytes,
-    entry: SampleEntry,
-    shard: str,
-) -> NDArray[np.uint8]:
-    try:
-        return decode(data, entry, shard)
-    except ShardError as error:
-        raise SampleError(str(error)) from error
-
-
-@cache
-def _crc32_function() -> Callable[[bytes], int]:
-    """The crc32 of isal where that is installed (it is several times faster), else of zlib."""
-    try:
-        from isal import isal_zlib  # noqa: PLC0415 - optional, and not part of the core's imports
-    except ImportError:
-        return zlib.crc32
-    return cast("Callable[[bytes], int]", isal_zlib.crc32)

@@ -61,16 +61,16 @@ def own(packed, tmp_path) -> str:
     return str(shutil.copytree(packed, tmp_path / "own"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_scene():
     return scene
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def add_pair():
     return write_pair
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tree():
     return write_tree

@@ -66,6 +66,63 @@ def coded_scene(height: int, width: int, seed: int = 0):
 @settings(max_examples=60)
 @given(height=st.integers(40, 200), width=st.integers(40, 300), position=st.integers(0, 10**12),
        crop=st.tuples(st.integers(16, 90), st.integers(16, 120)))  # fmt: skip
+def test_a_crop_is_the_whole_picture_cut_resized_padded_and_mirrored(height, width, position, crop):
+    """Done the long way with the rectangle that was asked for, from the whole picture, in fresh arrays."""
+    image, label = coded_scene(height, width)
+    made = config(crop=crop, size=(80, 120), scale_min=0.3, scale_max=2.0, flip=True, photometric=True,
+                  max_class_share=0.75)  # fmt: skip
+    source, into = Picture(image, label), buffers(made)
+    result = crops.augment(source, made, 1, position, into)
+    ((rows, columns),) = source.image_regions
+    assert source.label_regions[-1] == (rows, columns)
+    top, bottom, left, right = result.inside
+    size = (right - left, bottom - top)
+    cut = image[rows, columns]
+    shrinks = cut.shape[0] >= 2 * size[1] and cut.shape[1] >= 2 * size[0]
+    small = cv2.resize(cut, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    small_label = cv2.resize(label[rows, columns], size, interpolation=cv2.INTER_NEAREST_EXACT)
+    expected = []
+    for turn in (1, -1):
+        image_hw3, label_hw = np.full((*crop, 3), PAD_RGB, np.uint8), np.full(crop, 255, np.uint8)
+        image_hw3[top:bottom, left:right], label_hw[top:bottom, left:right] = (
+            small[:, ::turn],
+            small_label[:, ::turn],
+        )
+        expected.append((image_hw3.tobytes(), label_hw.tobytes()))
+    assert (into.image_hw3.tobytes(), into.label_hw.tobytes()) in expected
+
+
+def test_a_crop_is_written_into_its_row_of_a_batch_and_nowhere_else():
+    image, label = coded_scene(90, 130)
+    made = config(crop=(40, 60), size=(80, 120), scale_min=0.3, scale_max=2.0, flip=True, photometric=True)
+    images, labels = np.full((3, 40, 60, 3), 77, np.uint8), np.full((3, 40, 60), 77, np.uint8)
+    for position in range(40):
+        images[1], labels[1] = position, position
+        result = crops.augment(Picture(image, label), made, 0, position, CropBuffers(images[1], labels[1]))
+        colour_in_place(images[1], result.colour_34, result.inside)
+        expected = augment(image, label, made, 0, position)
+        assert np.array_equal(images[1], expected[0])
+        assert np.array_equal(labels[1], expected[1])
+        assert (images[::2] == 77).all()
+        assert (labels[::2] == 77).all()
+
+
+def test_colours_are_exact_in_float32_so_that_any_device_makes_the_same_pixels():
+    """Matrices in steps of 1/1024, lifted by a quarter of one: no half, and nothing to round."""
+    made = config(photometric=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 3))
+    for position in range(100):
+        matrix = crops.augment(Picture(*coded_scene(64, 96)), made, 0, position, buffers(made)).colour_34
+        steps = matrix.astype(np.float64) * 4096
+        assert (steps == np.round(steps)).all()
+        exact = pixels @ matrix[:, :3].astype(np.float64).T + matrix[:, 3]
+        assert np.abs(exact).max() < 2**24 / 4096
+        assert np.abs(exact - np.floor(exact) - 0.5).min() >= 1 / 4096
+
+
+@settings(max_examples=60)
+@given(height=st.integers(40, 200), width=st.integers(40, 300), position=st.integers(0, 10**12),
+       crop=st.tuples(st.integers(16, 90), st.integers(16, 120)))  # fmt: skip
 def test_image_and_label_agree_wherever_a_pixel_is_pure(height, width, position, crop):
     image, label = coded_scene(height, width)
     made = config(crop=crop, size=(80, 120), scale_min=0.5, scale_max=2.0, flip=True)
