@@ -5,6 +5,8 @@ LOCK ?= $(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(LOCK)
+BENCH_VENV := .venv-bench
+BENCH_STAMP := $(BENCH_VENV)/.installed-$(LOCK)
 RUNS ?= runs
 # Not abspath, which takes a folder with a blank in its name for two.
 RUNS_PATH = $(if $(filter /%,$(RUNS)),$(RUNS),$(CURDIR)/$(RUNS))
@@ -24,13 +26,23 @@ help: ## Show the targets.
 	@echo 'make test    the whole test suite'
 	@echo 'make check   format, lint, types, import contracts'
 	@echo 'make bench   BENCH=loader [ARGS="--json FILE"]'
-	@echo 'make clean   remove what can be made again: caches and $(VENV); never $(RUNS)/'
+	@echo 'make clean   remove what can be made again: caches, $(VENV), $(BENCH_VENV); never $(RUNS)/'
+
+PYTHON_IS_NEW = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ...")'
 
 # The stamp is newer than the lock exactly when .venv holds what the lock says.
 $(STAMP): locks/$(LOCK).txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ...")'
+	$(PYTHON_IS_NEW)
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r locks/$(LOCK).txt
+	@touch $@
+
+# Benchmarks have an environment of their own, as the loader's peers are nothing that the pipeline needs.
+# --no-deps: the locks are whole, and a peer refuses a NumPy that it works with.
+$(BENCH_STAMP): locks/$(LOCK).txt locks/bench.txt
+	$(PYTHON_IS_NEW)
+	$(PYTHON) -m venv --clear $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r locks/$(LOCK).txt -r locks/bench.txt
 	@touch $@
 
 # exec: the signal that ends make must reach the program, not a shell around it.
@@ -52,10 +64,10 @@ ui: $(STAMP) ## Browse the runs; only this machine can.
 		--backend-store-uri "sqlite:///$(RUNS_PATH)/mlflow.db" \
 		--default-artifact-root "$(RUNS_PATH)/mlartifacts"
 
-bench: $(STAMP) ## Run one benchmark.
+bench: $(if $(wildcard benchmarks/$(BENCH).py),$(BENCH_STAMP)) ## Run one benchmark.
 	@test -f benchmarks/$(BENCH).py || { echo 'no benchmarks/$(BENCH).py; there are: $(basename $(notdir $(wildcard benchmarks/*.py)))'; exit 2; }
-	@exec $(BIN)/python benchmarks/$(BENCH).py $(ARGS)
+	@exec $(BENCH_VENV)/bin/python benchmarks/$(BENCH).py $(ARGS)
 
 clean: ## Remove caches and the environment, never the runs.
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 	find pipeline jobs tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,11 +10,8 @@ the whole command on this machine, while whatever else ran on it ran too.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +20,12 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, wherever this is started
 
+from report import write_report
+
 from pipeline.launch.job import read_result
 from pipeline.tracking import journal
 
+PACKAGES = ("torch", "ray", "mlflow", "opencv-python", "numpy")
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["--train.steps", "20", "--train.evaluate_every", "20"]
 
@@ -43,7 +43,7 @@ def main() -> int:
     rows = [run(arguments, settings, seed) for seed in arguments.seeds]
     show(rows, arguments.recipe)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(report(rows), indent=1) + "\n")
+        write_report(arguments.json, "train_recipe", rows, PACKAGES)
     return 0
 
 
@@ -90,33 +90,6 @@ def show(rows: list[dict[str, Any]], recipe: str) -> None:
     for name in rows[0]["iou"]:
         classes.add_row(name, *[f"{row['iou'].get(name, 0.0):.3f}" for row in rows])
     Console().print(table, classes)
-
-
-def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The rows with where they come from."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
-    ).stdout.strip()
-    packages = ("torch", "ray", "mlflow", "opencv-python", "numpy")
-    return {
-        "benchmark": "train_recipe",
-        "commit": commit,
-        "machine": machine(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "rows": rows,
-    }
-
-
-def machine() -> str:
-    """Processor, cores and memory of this machine."""
-    import psutil  # noqa: PLC0415 - needed for a report alone
-    import torch  # noqa: PLC0415
-
-    features = torch.cpu.get_capabilities()
-    extras = ", ".join(name for name in ("amx_bf16", "avx512_bf16") if features.get(name))
-    memory_gib = psutil.virtual_memory().total / 2**30
-    processor = features.get("cpu_name", platform.machine())
-    return f"{psutil.cpu_count()} cores {processor} ({extras}), {memory_gib:.0f} GiB"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,59 @@
+"""What every benchmark says of itself beside its rows: commit, machine, versions."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import psutil
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write_report(
+    path: str,
+    benchmark: str,
+    rows: list[dict[str, Any]],
+    packages: Sequence[str],
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Writes the rows as JSON, with where they come from and what more there is to say."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
+    ).stdout.strip()
+    report = {
+        "benchmark": benchmark,
+        "commit": commit,
+        "machine": machine(),
+        "versions": {"python": platform.python_version()} | versions(packages),
+        **more,
+        "rows": rows,
+    }
+    Path(path).write_text(json.dumps(report, indent=1) + "\n")
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """The installed version of each; those that are not there are left out."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> str:
+    """Processor, cores and memory of this machine."""
+    features = torch.cpu.get_capabilities()
+    extras = ", ".join(name for name in ("amx_bf16", "avx512_bf16") if features.get(name))
+    memory_gib = psutil.virtual_memory().total / 2**30
+    processor = features.get("cpu_name", platform.machine())
+    return f"{psutil.cpu_count()} cores {processor} ({extras}), {memory_gib:.0f} GiB"
