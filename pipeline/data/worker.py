@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import select
-import signal
 import socket
 import sys
 import threading
@@ -33,10 +32,6 @@ from pipeline.errors import PipelineError
 
 def main(socket_number: int, memory: int) -> None:
     """Work until the other end of the socket is closed."""
-    # Ctrl-C and a preemption's SIGTERM go to the whole process group. What becomes of the run is for the
-    # process that trains to say; this one ends when that does.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
     connection = _Connection(socket.socket(fileno=socket_number))
     threading.Thread(target=connection.end_when_closed, daemon=True).start()
     logging.basicConfig(level=logging.INFO, handlers=[_ToParent(connection)])

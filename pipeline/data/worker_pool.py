@@ -127,7 +127,7 @@ class WorkerPool:
             found += self._hear(self._seats[key.data])
         for seat in self._seats:
             if seat.tasks and self._patience_s(seat) <= 0.0:
-                self._replace(seat, grace_s=0.0, why=f"said nothing for {seat.quiet_s:.0f} s")
+                self._replace(seat, grace_s=0.0, why=f"said nothing for {seat.quiet_s:.1f} s")
         return found
 
     def _hear(self, seat: _Seat) -> list[Reply]:
@@ -166,14 +166,17 @@ class WorkerPool:
     def _replace(self, seat: _Seat, grace_s: float, why: str = "") -> None:
         """Put another worker in its place, once it is gone for certain, and hand it the same tasks."""
         self._selector.unregister(seat.process.socket)
-        how = seat.process.end(grace_s)
-        self._refuse_hopeless(seat, why or how)
+        ending = seat.process.end(grace_s)
+        why = why or str(ending)
+        if ending.last_words:
+            logger.warning("[event] last words of loader worker %d:\n%s", seat.number, ending.last_words)
+        self._refuse_hopeless(seat, why)
         self.restarts += 1
         seat.process, seat.ready, seat.quiet_s = self._start(seat.number), False, 0.0
         self._send(seat, b"".join(task.line() for task in seat.tasks.values()))
         logger.warning(
             "[event] loader worker %d %s; another one reads its %d samples",
-            seat.number, why or how, len(seat.tasks),
+            seat.number, why, len(seat.tasks),
         )  # fmt: skip
 
     def _refuse_hopeless(self, seat: _Seat, why: str) -> None:

@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pipeline
 from pipeline.data.decode import MAX_PIXELS
 from pipeline.errors import WorldStateError
-
-logger = logging.getLogger(__name__)
 
 _RECEIVE_BYTES = 2**16
 _LAST_WORDS_BYTES = 4000
 _GRACE_S = 5.0
 """How long a killed process may take to be gone. One that sleeps in the kernel may take longer, and will
 not run another line of its own; so there is nothing more to wait for."""
+
+
+class Ending(NamedTuple):
+    """How a process ended."""
+
+    status: int | None
+    """As subprocess has it: negative for a signal; None for one that hangs in the kernel."""
+    last_words: str
+    """The end of what it wrote to its error stream."""
+
+    def __str__(self) -> str:
+        if self.status is None:
+            return "hangs in the kernel"
+        if self.status < 0:
+            how = f"was ended by {signal.Signals(-self.status).name}"
+        else:
+            how = f"ended with status {self.status}"
+        last_line = self.last_words.rpartition("\n")[2][:300]
+        return f"{how} ({last_line})" if last_line else how
 
 
 class WorkerProcess:
@@ -39,14 +56,18 @@ class WorkerProcess:
         self.socket, theirs = socket.socketpair()
         self.socket.setblocking(False)
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
+        self._last_words = ""
         # -P: a folder that happens to hold a numpy.py must not become part of the path.
         command = [sys.executable, "-P", "-X", "faulthandler", "-m", "pipeline.data.worker"]
         try:
-            self._process = subprocess.Popen(  # noqa: S603 - this interpreter and a module of its own
-                [*command, str(theirs.fileno()), str(memory)],
-                stdin=subprocess.DEVNULL, stdout=self._words, stderr=self._words,
-                pass_fds=(theirs.fileno(), memory), env=_environment(),
-            )  # fmt: skip
+            # Ctrl-C and a preemption's SIGTERM go to the whole process group. What becomes of the run is
+            # for this process to say; a worker ends when this one does.
+            with _held_back(signal.SIGINT, signal.SIGTERM):
+                self._process = subprocess.Popen(  # noqa: S603 - this interpreter and a module of its own
+                    [*command, str(theirs.fileno()), str(memory)],
+                    stdin=subprocess.DEVNULL, stdout=self._words, stderr=self._words,
+                    pass_fds=(theirs.fileno(), memory), env=_environment(),
+                )  # fmt: skip
         except OSError as error:
             self.socket.close()
             self._words.close()
@@ -102,10 +123,8 @@ class WorkerProcess:
         """Let it end by itself: it does as soon as its socket is closed."""
         self.socket.close()
 
-    def end(self, grace_s: float) -> str:
+    def end(self, grace_s: float) -> Ending:
         """How it ended: by itself within `grace_s`, or by SIGKILL. It writes to no slot any more."""
-        if self._words.closed:
-            return "has ended"
         self.hang_up()
         try:
             self._process.wait(grace_s)
@@ -113,21 +132,25 @@ class WorkerProcess:
             self._process.kill()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_GRACE_S)
-        with self._words:
-            last_words = _last_line(self._words)
-        code = self._process.returncode
-        if code is None:
-            return "hangs in the kernel"
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        return f"{how} ({last_words})" if last_words else how
+        if not self._words.closed:
+            with self._words:
+                self._last_words = _tail(self._words)
+        return Ending(self._process.returncode, self._last_words)
 
 
-def _last_line(words: BinaryIO) -> str:
+def _tail(words: BinaryIO) -> str:
     words.seek(max(0, words.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
-    text = words.read().decode(errors="replace").strip()
-    if text:
-        logger.warning("[event] last words of a loader worker:\n%s", text)
-    return text.rpartition("\n")[2][:300]
+    return words.read().decode(errors="replace").strip()
+
+
+@contextmanager
+def _held_back(*signals: signal.Signals) -> Iterator[None]:
+    """Signals that this thread, and a child started in it for good, are not given."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _environment() -> dict[str, str]:
