@@ -24,7 +24,7 @@ class EvaluateFlags:
     model: str
     """Checkpoint folder, run folder, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID."""
     shards: str
-    """Folder of the packed data set."""
+    """Folder or address of the packed data set."""
     split: str = "val"
     """Split to score."""
     runs: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pipeline.data.store.address import is_address
 from pipeline.errors import ConfigError
 
 
@@ -21,7 +22,7 @@ def resolve_path(flag: str, text: str) -> str:
     """
     if not text.strip():
         raise ConfigError(f"{flag} is empty; type a folder")
-    if "://" in text:
+    if is_address(text):
         return text
     path = Path(text).expanduser()
     if not path.is_absolute() and inside_ray_job():

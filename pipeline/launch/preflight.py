@@ -15,6 +15,7 @@ import torch
 
 from pipeline.config import Config
 from pipeline.data.dataset import ShardDataset
+from pipeline.data.store.address import is_address, parse_address
 from pipeline.errors import ConfigError, WorldStateError
 from pipeline.model.segmenter import build_segmenter
 
@@ -35,8 +36,8 @@ class Checked:
 
 def check_run(config: Config, shards: str, run_dir: Path) -> Checked:
     """Facts about a run that can start; raises a PipelineError for the first thing that forbids it."""
-    train = ShardDataset.open(shards, config.data.train_split)
-    val = ShardDataset.open(shards, config.data.val_split)
+    train = ShardDataset.open(shards, config.data.train_split, config.data.store)
+    val = ShardDataset.open(shards, config.data.val_split, config.data.store)
     for dataset in (train, val):
         dataset.preflight()
     parameters = count_parameters(config, train.classes.num_classes)
@@ -96,8 +97,9 @@ def check_model_name(name: str) -> None:
         )
 
 
-def check_local_paths(shards: str, runs: str) -> None:
-    """Raises ConfigError for addresses where this version needs folders."""
-    for flag, path in (("--shards", shards), ("--runs", runs)):
-        if "://" in path:
-            raise ConfigError(f"{flag} {path}: this version reads and writes local folders only")
+def check_addresses(shards: str, runs: str) -> None:
+    """Raises ConfigError for shards at an address that may not be opened, and for runs at any."""
+    if is_address(shards):
+        parse_address(shards)
+    if is_address(runs):
+        raise ConfigError(f"--runs {runs}: runs are written to folders only; type one that every node mounts")

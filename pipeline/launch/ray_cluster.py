@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.data.store.address import is_address
 from pipeline.errors import ConfigError, WorldStateError
 from pipeline.launch.paths import inside_ray_job
 from pipeline.launch.workers import Room
@@ -104,11 +105,11 @@ def check_shared(run_dir: Path, shards: str) -> None:
     nodes = [node for node in everything if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
     here = ray.get_runtime_context().get_node_id()
     probe = ray.remote(num_cpus=0)(_sees)
-    marker = run_dir / "lease"
+    needed = [str(run_dir / "lease")] + ([] if is_address(shards) else [shards])
     answers = {
         node["NodeManagerHostname"]: probe.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote([str(marker), shards])
+        ).remote(needed)
         for node in nodes
         if node["NodeID"] != here
     }

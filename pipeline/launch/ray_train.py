@@ -31,6 +31,7 @@ from pipeline.config import Config
 from pipeline.errors import PipelineError
 from pipeline.launch.log_follower import LogFollower
 from pipeline.launch.run_context import JournaledContext, log_file, log_to_file, request_stop
+from pipeline.launch.staging import stage_on_nodes
 from pipeline.launch.stop_signals import StopSignals
 from pipeline.launch.workers import Workers
 from pipeline.settings import from_dict, to_dict, with_settings
@@ -92,6 +93,7 @@ def train_on_ray(launch: Launch, signals: StopSignals) -> Trained:
     Raises the PipelineError of a worker as it was raised there, and whatever Ray says of a failure
     that outlived all restarts.
     """
+    stage_on_nodes(launch.config, launch.shards, launch.run_dir, launch.workers, signals)
     token = secrets.token_hex(3)
     journal = Journal(launch.run_dir, f"driver-{token}")
     try:

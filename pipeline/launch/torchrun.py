@@ -29,7 +29,7 @@ from pipeline.data.quarantine import num_quarantined
 from pipeline.errors import ConfigError, PipelineError, Preempted
 from pipeline.launch.job import Result, one_line, run_job, tell
 from pipeline.launch.paths import resolve_path
-from pipeline.launch.preflight import check_local_paths, check_run
+from pipeline.launch.preflight import check_addresses, check_run
 from pipeline.launch.run_context import JournaledContext
 from pipeline.launch.run_folder import identity, lease, refuse_other_run, run_name, write_json
 from pipeline.launch.setting_flags import split_settings
@@ -145,7 +145,7 @@ def _read(argv: Sequence[str]) -> tuple[Config, str, Path]:
     """Config, shards and the run's folder as they were typed; raises ConfigError, one line."""
     rest, settings = split_settings(argv)
     parser = _Parser(prog="pipeline.launch.torchrun", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--shards", required=True, help="folder of the packed data set")
+    parser.add_argument("--shards", required=True, help="folder or address of the packed data set")
     parser.add_argument("--runs", required=True, help="folder of all runs, seen by all nodes")
     parser.add_argument("--name", default="torchrun", help="name of the run; the same again goes on with it")
     parser.add_argument("--recipe", default="laptop", help="settings to begin from")
@@ -154,7 +154,7 @@ def _read(argv: Sequence[str]) -> tuple[Config, str, Path]:
     config = with_settings(recipe(flags.recipe), settings)
     refuse_idle_settings(config, settings)
     shards, runs = resolve_path("--shards", flags.shards), resolve_path("--runs", flags.runs)
-    check_local_paths(shards, runs)
+    check_addresses(shards, runs)
     return config, shards, Path(runs) / run_name(flags.name, config)
 
 

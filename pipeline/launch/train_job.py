@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.launch.command_line import parse_with_settings
 from pipeline.launch.job import Result
 from pipeline.launch.paths import resolve_path
-from pipeline.launch.preflight import check_local_paths, check_model_name, check_run
+from pipeline.launch.preflight import check_addresses, check_model_name, check_run
 from pipeline.launch.ray_cluster import check_shared, connected
 from pipeline.launch.run_folder import (
     finished_result,
@@ -53,7 +53,7 @@ class TrainFlags:
     """Train a segmentation network on packed shards; evaluate, record and register it."""
 
     shards: str
-    """Folder of the packed data set (its manifest.json lies there)."""
+    """Folder or address (s3://, gs://, http(s)://) of the packed data set; its manifest.json lies there."""
     recipe: str | None = None
     """Settings to begin from: laptop (the default), camvid, cityscapes-r50, cityscapes-r101."""
     config: str | None = None
@@ -100,7 +100,7 @@ def read_request(argv: Sequence[str]) -> Request:
     check_model_name(config.tracking.registered_model)
     name_typed = flags.register is not None or MODEL_NAME in split_settings(argv)[1]
     shards, runs = resolve_path("--shards", flags.shards), resolve_path("--runs", flags.runs)
-    check_local_paths(shards, runs)
+    check_addresses(shards, runs)
     name = run_name(flags.name, config)
     return Request(config, shards, Path(runs), name, flags.workers, flags.preflight_only, name_typed)
 

@@ -16,7 +16,7 @@ from pipeline.data.store.local import LocalStore
 from pipeline.errors import ShardError
 
 if TYPE_CHECKING:
-    from pipeline.data.manifest import ShardEntry
+    from pipeline.data.shard_table import ShardEntry
 
 __all__ = ["LocalStore", "Store", "open_store", "safe_name"]
 

@@ -13,7 +13,7 @@ from pipeline.data.store.fetcher import PART_BYTES, Fetcher
 from pipeline.errors import PipelineError, ShardError, without_credentials
 
 if TYPE_CHECKING:
-    from pipeline.data.manifest import ShardEntry
+    from pipeline.data.shard_table import ShardEntry
 
 logger = logging.getLogger(__name__)
 

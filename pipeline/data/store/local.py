@@ -10,7 +10,7 @@ from pipeline.data.store.open_files import OpenFiles
 from pipeline.errors import ShardError
 
 if TYPE_CHECKING:
-    from pipeline.data.manifest import ShardEntry
+    from pipeline.data.shard_table import ShardEntry
 
 
 class LocalStore:

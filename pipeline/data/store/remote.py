@@ -6,6 +6,7 @@ and where the disk has no room, a read is one request for exactly its range.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from pipeline.config import StoreConfig
@@ -17,7 +18,7 @@ from pipeline.data.store.transport import open_transport
 from pipeline.errors import ShardError, without_credentials
 
 if TYPE_CHECKING:
-    from pipeline.data.manifest import ShardEntry
+    from pipeline.data.shard_table import ShardEntry
 
 
 class RemoteStore:
@@ -30,6 +31,7 @@ class RemoteStore:
         self._cache = ShardCache(config.cache_dir, int(config.cache_gb * 1e9))
         self._downloads = Downloads(self._cache, self._fetcher, config.downloads)
         self._staged: dict[str, ShardEntry] = {}
+        self._closed = threading.Event()
 
     def read(self, name: str, offset: int, num_bytes: int) -> bytes:
         """Exactly `num_bytes` from `offset`; ShardError where the file is absent or ends before."""
@@ -64,7 +66,7 @@ class RemoteStore:
 
     def bring(self, shard: ShardEntry) -> Outcome:
         """How the download of a shard ended, once it has; raises a PipelineError where it cannot be had."""
-        return bring(self._cache, self._fetcher, self._url(shard.name), shard, lambda: False)
+        return bring(self._cache, self._fetcher, self._url(shard.name), shard, self._closed.is_set)
 
     def drop(self, name: str) -> None:
         """Delete the copy of a shard that proved bad; one that was staged is downloaded again."""
@@ -74,6 +76,7 @@ class RemoteStore:
 
     def close(self) -> None:
         """End the threads and close files and connections. The store may not be used after."""
+        self._closed.set()
         self._downloads.close()
         self._cache.close()
         self._fetcher.close()
