@@ -19,7 +19,6 @@ from pipeline.launch.job import Result, tell
 from pipeline.launch.paths import resolve_path
 from pipeline.launch.ray_map import task_map
 
-
 Root = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR_OR_URL")]
 
 
