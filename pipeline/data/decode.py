@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.manifest import Member, SampleEntry
-from pipeline.errors import DatasetError, ShardError
+from pipeline.errors import DatasetError, SampleError
 
 MAX_PIXELS = 2**27
 """Largest picture that is decoded (a 16384x8192 one): 400 MB as RGB."""
@@ -91,13 +91,26 @@ def refuse_broken_png(data: bytes, name: str) -> None:
 
 
 def decode_image(data: bytes, entry: SampleEntry, shard: str) -> NDArray[np.uint8]:
-    """A sample's image, RGB uint8 (H, W, 3); raises ShardError naming shard, key and offset."""
+    """A sample's image, RGB uint8 (H, W, 3); raises SampleError naming shard, key and offset."""
     return _decode_member(data, entry, entry.image, shard)
 
 
 def decode_label(data: bytes, entry: SampleEntry, shard: str) -> NDArray[np.uint8]:
-    """A sample's train ids, uint8 (H, W); raises ShardError naming shard, key and offset."""
+    """A sample's train ids, uint8 (H, W); raises SampleError naming shard, key and offset."""
     return _decode_member(data, entry, entry.label, shard)
+
+
+def refuse_other_header(data: bytes, entry: SampleEntry, member: Member, where: str) -> None:
+    """Raises SampleError where the codec or size in a picture's first bytes are not those of its index.
+
+    DatasetError where they are no picture's.
+    """
+    header = read_header(data, where)
+    if (header.codec, header.height, header.width) != (member.codec, entry.height, entry.width):
+        raise SampleError(
+            f"{where} is a {header.codec} of {header.height}x{header.width} pixels; its index says "
+            f"{member.codec} of {entry.height}x{entry.width}; pack again"
+        )
 
 
 def place(shard: str, entry: SampleEntry, member: Member) -> str:
@@ -109,15 +122,10 @@ def place(shard: str, entry: SampleEntry, member: Member) -> str:
 def _decode_member(data: bytes, entry: SampleEntry, member: Member, shard: str) -> NDArray[np.uint8]:
     where = place(shard, entry, member)
     try:
-        header = read_header(data, where)
-        if (header.codec, header.height, header.width) != (member.codec, entry.height, entry.width):
-            raise ShardError(
-                f"{where} is a {header.codec} of {header.height}x{header.width} pixels; its index says "
-                f"{member.codec} of {entry.height}x{entry.width}; pack again"
-            )
+        refuse_other_header(data, entry, member, where)
         return decode_rgb(data, where) if member is entry.image else decode_gray(data, where)
     except DatasetError as error:
-        raise ShardError(str(error)) from error
+        raise SampleError(str(error)) from error
 
 
 def _decode(data: bytes, flags: int, name: str) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import jpeg_crop
-from pipeline.data.decode import decode_gray, decode_rgb, place, read_header
+from pipeline.data.decode import decode_gray, decode_rgb, place, refuse_other_header
 from pipeline.data.manifest import Member, SampleEntry
 from pipeline.data.striped_png import HEAD_BYTES, Layout, fast_zlib, read_layout
 from pipeline.errors import DatasetError, SampleError
@@ -77,7 +77,7 @@ class EncodedPicture:
         channels = 3 if self._member is self._entry.image else 1
         if layout is None or (layout.num_bytes, layout.channels) != (self._member.bytes, channels):
             return None
-        self._refuse_other_header(head)
+        refuse_other_header(head, self._entry, self._member, self._where)
         return layout
 
     @cached_property
@@ -89,7 +89,7 @@ class EncodedPicture:
                 f"{self._where}: {self._member.bytes} bytes are not those that were packed (crc32 differs); "
                 "copy the shard again or pack again"
             )
-        self._refuse_other_header(data)
+        refuse_other_header(data, self._entry, self._member, self._where)
         return data
 
     @cached_property
@@ -97,12 +97,3 @@ class EncodedPicture:
         """The whole picture, by OpenCV."""
         decode = decode_rgb if self._member is self._entry.image else decode_gray
         return decode(self._data, self._where)
-
-    def _refuse_other_header(self, data: bytes) -> None:
-        header = read_header(data, self._where)
-        expected = (self._member.codec, self._entry.height, self._entry.width)
-        if (header.codec, header.height, header.width) != expected:
-            raise SampleError(
-                f"{self._where} is a {header.codec} of {header.height}x{header.width} pixels; its index says "
-                f"{expected[0]} of {expected[1]}x{expected[2]}; pack again"
-            )
