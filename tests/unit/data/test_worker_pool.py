@@ -267,9 +267,9 @@ TRAINER = """
     config = DataConfig(crop_height=16, crop_width=16, loader_workers=2)
     made = TrainLoader(ShardDataset.open({packed!r}, "train"), config, 0, World(), 1)
     batches = made.batches(0)
-    next(batches)
-    print(*[child.pid for child in psutil.Process().children()], flush=True)
     try:
+        next(batches)
+        print(*[child.pid for child in psutil.Process().children()], flush=True)
         for line in sys.stdin:
             next(batches)
             print(made.usage().restarts, flush=True)
