@@ -53,9 +53,11 @@ class ShardCache:
         path = self._paths.get(url) or self._newest(url)
         if path is None:
             return None
+        self._paths[url] = path
         try:
             data = self._mark(path, self._files.get(path)).read(offset, num_bytes)
         except OSError:  # evicted meanwhile, or a bad disk: the original is still there
+            self._paths.pop(url, None)
             return None
         return data if len(data) == num_bytes else None
 
@@ -95,12 +97,10 @@ class ShardCache:
             if not self._make_room(num_bytes, path):
                 return None
             try:
-                incoming = Incoming(path, sha256, num_bytes)
+                return Incoming(path, sha256, num_bytes)
             except OSError as error:
                 self._warn(f"[store] no room for a shard of {num_bytes} bytes in {self.folder}: {error}")
                 return None
-        self._paths[url] = path
-        return incoming
 
     def close(self) -> None:
         """Close the files."""
