@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.decode import place
+from pipeline.data.decoded_cache import DecodedCache
 from pipeline.data.encoded_picture import EncodedPicture
 from pipeline.data.labels import IGNORE
 from pipeline.data.manifest import Member, SampleEntry, ShardEntry
@@ -70,15 +71,18 @@ class SampleReader:
         self.store_s = 0.0
         """Seconds spent so far on reading bytes; decoding is what the caller measures beside it."""
         self._store, self._num_classes = store, num_classes
-        assert not decoded_cache
+        self._cache = DecodedCache(decoded_cache, store) if decoded_cache else None
 
     def open(self, ref: SampleRef) -> SourceSample:
-        """The sample, of which nothing is read yet."""
-
-        def read(member: Member, offset: int, num_bytes: int) -> bytes:
-            return self._read(ref, member, offset, num_bytes)
-
-        return _EncodedSample(ref, read, f"{self._store.root}/{ref.shard.name}", self._num_classes)
+        """The sample, of which nothing is read yet; with a decoded cache, all of what is not in there."""
+        if self._cache is None:
+            return self._encoded(ref)
+        pixels = self._cache.find(ref.shard, ref.entry)
+        if pixels is None:
+            sample = _whole(self._encoded(ref))
+            pixels = sample.image_HW3, sample.label_HW
+            self._cache.keep(ref.shard, ref.entry, pixels)
+        return _DecodedSample(ref.entry, *pixels, self._num_classes, self._shard(ref))
 
     def reopen(self, ref: SampleRef) -> SourceSample:
         """The sample that proved bad, to be read from fresh bytes: it may have been a copy that is bad."""
@@ -91,6 +95,15 @@ class SampleReader:
             return _whole(self.open(ref))
         except SampleError:
             return _whole(self.reopen(ref))
+
+    def _shard(self, ref: SampleRef) -> str:
+        return f"{self._store.root}/{ref.shard.name}"
+
+    def _encoded(self, ref: SampleRef) -> SourceSample:
+        def read(member: Member, offset: int, num_bytes: int) -> bytes:
+            return self._read(ref, member, offset, num_bytes)
+
+        return _EncodedSample(ref.entry, read, self._num_classes, self._shard(ref))
 
     def _read(self, ref: SampleRef, member: Member, offset: int, num_bytes: int) -> bytes:
         name, begin_s = ref.shard.name, time.perf_counter()
@@ -109,17 +122,17 @@ class _EncodedSample:
     """A sample of a shard, whose pictures are read and decoded when a region of them is asked for."""
 
     def __init__(
-        self, ref: SampleRef, read: Callable[[Member, int, int], bytes], shard: str, num_classes: int
+        self, entry: SampleEntry, read: Callable[[Member, int, int], bytes], num_classes: int, shard: str
     ) -> None:
-        self._entry, self._read, self._shard, self._num_classes = ref.entry, read, shard, num_classes
-        self.key, self.height, self.width = ref.entry.key, ref.entry.height, ref.entry.width
+        self._entry, self._read, self._shard, self._num_classes = entry, read, shard, num_classes
+        self.key, self.height, self.width = entry.key, entry.height, entry.width
 
     def image_region(self, rows: slice, columns: slice) -> NDArray[np.uint8]:
         return self._image.region(rows, columns)
 
     def label_region(self, rows: slice, columns: slice) -> NDArray[np.uint8]:
         label_hw = self._label.region(rows, columns)
-        refuse_foreign_ids(label_hw, self._num_classes, place(self._shard, self._entry, self._entry.label))
+        _refuse_foreign_ids(label_hw, self._num_classes, place(self._shard, self._entry, self._entry.label))
         return label_hw
 
     @cached_property
@@ -142,7 +155,27 @@ class _EncodedSample:
         )
 
 
-def refuse_foreign_ids(label_hw: NDArray[np.uint8], num_classes: int, where: str) -> None:
+class _DecodedSample:
+    """A sample whose pixels are there; they may have been decoded for a manifest with more classes."""
+
+    def __init__(
+        self, entry: SampleEntry, image_HW3: NDArray[np.uint8], label_HW: NDArray[np.uint8],
+        num_classes: int, shard: str,
+    ) -> None:  # fmt: skip
+        self._image_HW3, self._label_HW, self._num_classes = image_HW3, label_HW, num_classes
+        self._where = place(shard, entry, entry.label)
+        self.key, self.height, self.width = entry.key, entry.height, entry.width
+
+    def image_region(self, rows: slice, columns: slice) -> NDArray[np.uint8]:
+        return self._image_HW3[rows, columns]
+
+    def label_region(self, rows: slice, columns: slice) -> NDArray[np.uint8]:
+        label_hw = self._label_HW[rows, columns]
+        _refuse_foreign_ids(label_hw, self._num_classes, self._where)
+        return label_hw
+
+
+def _refuse_foreign_ids(label_hw: NDArray[np.uint8], num_classes: int, where: str) -> None:
     """Raises SampleError for a train id that is neither a class nor 255."""
     # 255 wraps to 0, so one maximum finds every such id. One that passed would surface as an assertion
     # inside a CUDA kernel.
