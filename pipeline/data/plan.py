@@ -50,16 +50,22 @@ def rank_positions(start: int, world: World, samples_per_rank: int, streams: int
     rank, and hence a node, keeps to its own streams, and no two nodes read the same shards. All ranks
     together have the batch, each position once, whatever their number; one rank alone has its range.
     """
-    batch_global = world.size * samples_per_rank
+    return start + _offsets(start % streams, world.rank, world.size, samples_per_rank, streams)
+
+
+@lru_cache(maxsize=256)  # a fitted batch has few phases, and working one out costs as much as ten samples
+def _offsets(phase: int, rank: int, size: int, samples_per_rank: int, streams: int) -> NDArray[np.int64]:
+    """A rank's offsets into a batch whose first position is `phase` modulo `streams`."""
     # Streams follow each other round robin, so within an epoch position % streams names one. How many
     # of the batch are in each is known without listing the batch, which other ranks' samples make long.
     stream = np.arange(streams, dtype=np.int64)
-    first = (stream - start) % streams  # its first offset into the batch
-    ends = np.cumsum(-(-(batch_global - np.minimum(first, batch_global)) // streams))
-    mine = np.arange(samples_per_rank, dtype=np.int64) + world.rank * samples_per_rank
+    first = (stream - phase) % streams  # its first offset into the batch
+    length = size * samples_per_rank
+    ends = np.cumsum(-(-(length - np.minimum(first, length)) // streams))
+    mine = np.arange(samples_per_rank, dtype=np.int64) + rank * samples_per_rank
     at = np.searchsorted(ends, mine, side="right")
     turn = mine - np.where(at > 0, ends[at - 1], 0)
-    return np.sort(start + first[at] + turn * streams)
+    return np.sort(first[at] + turn * streams)
 
 
 class EpochPlan:
