@@ -7,7 +7,6 @@ sent: a server's answer must not lead this process to the metadata service of it
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import requests
@@ -17,12 +16,11 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from pipeline.data.store.address import refuse_internal_address
-from pipeline.data.store.transport import Part, Transient, reason, refusal
+from pipeline.data.store.transport import Part, Transient, promised, reason, refusal
 from pipeline.errors import PipelineError, ShardError, WorldStateError, without_credentials
 
 KEYS = "the address, and the password for this host in ~/.netrc"
 _CONNECTIONS = 64
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 class HttpTransport:
@@ -99,18 +97,10 @@ class _OneGet:
             raise _PastEnd
         if not answer.ok:
             raise refusal(self._url, answer.status_code, answer.reason or "", KEYS)
-        if answer.status_code == 206:
-            found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-            if found is None or int(found[1]) != self._offset:
-                raise Transient("it answered with another range")
-            self.promised_bytes, self.total_bytes = int(found[2]) + 1 - self._offset, int(found[3])
-            return
-        self.promised_bytes = self.total_bytes = _length(answer, self._url)
-        if self._offset or self.total_bytes > self._num_bytes:
-            raise ShardError(
-                f"{without_credentials(self._url)}: the server sends whole files only; take one that answers "
-                "ranges, such as nginx or rclone serve http"
-            )
+        self.promised_bytes, self.total_bytes = promised(
+            self._url, answer.headers.get("Content-Range", ""), _length(answer, self._url),
+            self._offset, self._num_bytes,
+        )  # fmt: skip
 
 
 class _GuardedSession(requests.Session):

@@ -1,15 +1,15 @@
 """Objects of S3 and whatever speaks its language, opened by smart_open.
 
-Credentials, region and endpoint are boto3's own business: the environment (AWS_ENDPOINT_URL for a
-server that is not Amazon's), ~/.aws, or the role of the machine. smart_open and boto3 would both try
+Credentials, region and endpoint are botocore's own business: the environment (AWS_ENDPOINT_URL for a
+server that is not Amazon's), ~/.aws, or the role of the machine. smart_open and botocore would both try
 again by themselves, smart_open after whole seconds; both are kept from it here.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
-import boto3.session
 import smart_open
 from botocore.config import Config
 from botocore.exceptions import (
@@ -20,9 +20,11 @@ from botocore.exceptions import (
     IncompleteReadError,
     SSLError,
 )
+from botocore.loaders import Loader, create_loader
+from botocore.session import Session
 from urllib3.exceptions import HTTPError
 
-from pipeline.data.store.transport import Part, Transient, reason, refusal
+from pipeline.data.store.transport import Part, Transient, promised, reason, refusal
 from pipeline.errors import PipelineError, WorldStateError, without_credentials
 
 KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL for a server of your own)"
@@ -42,13 +44,15 @@ class S3Transport:
             tcp_keepalive=True,
         )
         try:
-            self._client = boto3.session.Session().client("s3", config=config)
+            session = Session()
+            session.register_component("data_loader", _models())
+            self._client: Any = session.create_client("s3", config=config)  # its class is made at run time
         except (BotoCoreError, ValueError) as error:
             raise WorldStateError(f"s3:// cannot be opened ({reason(error)}): check {KEYS}") from error
 
     def get(self, url: str, offset: int, num_bytes: int) -> Part:
         """The range, by one GET of exactly it; raises Transient or a PipelineError."""
-        one = _OneGet(self._client, url)
+        one = _OneGet(self._client, url, offset, num_bytes)
         parameters = {
             "client": one,
             "defer_seek": True,  # else opening alone is a GET of the whole object
@@ -78,6 +82,12 @@ class S3Transport:
         self._client.close()
 
 
+@cache
+def _models() -> Loader:
+    """Botocore's description of S3, which is large; read once a process."""
+    return create_loader()
+
+
 class _PastEnd(Exception):  # noqa: N818 - an answer
     """The range begins where the object has ended."""
 
@@ -89,9 +99,11 @@ class _OneGet:
     neither waits nor asks again.
     """
 
-    def __init__(self, client: Any, url: str) -> None:  # noqa: ANN401 - boto3 makes its classes at run time
+    def __init__(self, client: Any, url: str, offset: int, num_bytes: int) -> None:  # noqa: ANN401 - see above
         self._client = client
         self._url = url
+        self._offset = offset
+        self._num_bytes = num_bytes
         self._used = False
         self.total_bytes = 0
 
@@ -105,14 +117,15 @@ class _OneGet:
             if isinstance(error, ClientError) and _status(error) == 416:
                 raise _PastEnd from error
             raise _sorted(self._url, error) from error
-        whole = f"bytes 0-{answer['ContentLength'] - 1}/{answer['ContentLength']}"
-        span = str(answer.get("ContentRange") or whole)
-        if span.partition("-")[0] != request["Range"].partition("-")[0].replace("=", " "):
+        span, content_bytes = str(answer.get("ContentRange") or ""), int(answer["ContentLength"])
+        try:
+            length, self.total_bytes = promised(self._url, span, content_bytes, self._offset, self._num_bytes)
+        except BaseException:
             answer["Body"].close()
-            raise WorldStateError(f"{without_credentials(self._url)}: the server does not answer ranges")
-        self.total_bytes = int(span.rpartition("/")[2])
+            raise
         # rclone's server says 200 with a range, and smart_open would skip the bytes before it again.
         partial = answer["ResponseMetadata"] | {"HTTPStatusCode": 206}
+        span = f"bytes {self._offset}-{self._offset + length - 1}/{self.total_bytes}"
         return answer | {"ContentRange": span, "ResponseMetadata": partial, "Body": _Body(answer["Body"])}
 
 

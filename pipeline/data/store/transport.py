@@ -7,6 +7,7 @@ place where that is decided is fetcher.py.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from pipeline.config import StoreConfig
 from pipeline.data.store.address import Address, refuse_internal_host
 from pipeline.errors import PipelineError, ShardError, WorldStateError, without_credentials
 
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _AGAIN_STATUS = frozenset({408, 409, 425, 429})
 _AGAIN_CODES = frozenset({"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable"})
 _KEY_CODES = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId"})
@@ -73,6 +75,27 @@ def refusal(url: str, status: int, code: str, keys: str) -> Transient | Pipeline
     if status == 416:
         return ShardError(f"{shown} is truncated: it ends before the range that was asked for ({said})")
     return WorldStateError(f"{shown} cannot be read: the server answered {said}; check the address")
+
+
+def promised(
+    url: str, content_range: str, content_bytes: int, offset: int, num_bytes: int
+) -> tuple[int, int]:
+    """Bytes that an answer to a range request will have, and those of the whole file.
+
+    `content_range` and `content_bytes` are the headers of the answer. Raises Transient for another range
+    than was asked for, ShardError for a server that knows no ranges.
+    """
+    if content_range:
+        found = _CONTENT_RANGE.fullmatch(content_range)
+        if found is None or int(found[1]) != offset or int(found[2]) >= offset + num_bytes:
+            raise Transient(f"it answered with another range ({content_range})")
+        return int(found[2]) + 1 - offset, int(found[3])
+    if offset or content_bytes > num_bytes:
+        raise ShardError(
+            f"{without_credentials(url)}: the server sends whole files only; take one that answers ranges, "
+            "such as nginx or rclone serve http"
+        )
+    return content_bytes, content_bytes
 
 
 def reason(error: BaseException) -> str:
