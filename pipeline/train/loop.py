@@ -100,7 +100,8 @@ def fit(config: Config, shards: str, run_dir: Path, context: RunContext) -> FitR
 
 def _record(run: Run) -> None:
     """Write a point of the curves; refuse to go on once the loss or a gradient was not finite."""
-    values = run.runner.summary(run.progress.window_wait_share())
+    window = run.progress.window(run.loader.usage())
+    values = run.runner.summary(window.share) | window.values()
     if values.pop(metrics.NON_FINITE) > 0:
         raise NonFiniteLossError(
             f"the loss or a gradient became NaN or infinite by step {run.state.step} "
@@ -109,7 +110,7 @@ def _record(run: Run) -> None:
         )
     values[metrics.SAMPLES_PER_S] = run.progress.samples_per_s(run.state)
     run.context.metrics(run.state.step, values)
-    run.progress.step_line(run.state, values)
+    run.progress.step_line(run.state, values, window.bottleneck)
 
 
 def _evaluate_and_save(run: Run, save_due: bool) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 
 from pipeline.config import Config
 from pipeline.data.dataset import ShardDataset
+from pipeline.data.loader import LoaderUsage
 from pipeline.train import metrics
+from pipeline.train.data_wait import NOTICEABLE_SHARE, DataWait, WaitWindow
 from pipeline.train.metrics import Scores
 from pipeline.train.state import TrainState
 from pipeline.world import World
@@ -31,10 +33,11 @@ class Progress:
 
     def __init__(self, config: Config, world: World, state: TrainState) -> None:
         self._config, self._world = config, world
-        self._start_s = self._window_s = self._logged_s = time.perf_counter()
+        self._start_s = self._logged_s = time.perf_counter()
         self._start_step = self._logged_step = state.step
         self._idle_s = self._logged_idle_s = 0.0
-        self._wait_s = self._window_wait_s = 0.0
+        self._wait_s = 0.0
+        self._data_wait = DataWait(LoaderUsage())
 
     def header(
         self, run: str, dataset: ShardDataset, num_parameters: int, tracking: str, device: str
@@ -55,18 +58,16 @@ class Progress:
     def waited(self, seconds: float) -> None:
         """Note time spent on waiting for data."""
         self._wait_s += seconds
-        self._window_wait_s += seconds
+        self._data_wait.waited(seconds)
 
     def paused(self, seconds: float) -> None:
         """Note time spent on evaluation and checkpoints: it is no training time."""
         self._idle_s += seconds
+        self._data_wait.paused(seconds)
 
-    def window_wait_share(self) -> float:
-        """Share of the time since the last call spent on waiting for data; starts a new window."""
-        now = time.perf_counter()
-        share = self._window_wait_s / max(now - self._window_s, 1e-9)
-        self._window_s, self._window_wait_s = now, 0.0
-        return min(share, 1.0)
+    def window(self, usage: LoaderUsage) -> WaitWindow:
+        """The time since the last call, up to the loader's usage now; evaluation and checkpoints left out."""
+        return self._data_wait.window(usage)
 
     def samples_per_s(self, state: TrainState) -> float:
         """Training speed of this attempt over all ranks, evaluation and checkpoints left out."""
@@ -77,8 +78,8 @@ class Progress:
         """Share of this attempt's training time spent on waiting for data, on this rank."""
         return min(self._wait_s / max(time.perf_counter() - self._start_s - self._idle_s, 1e-9), 1.0)
 
-    def step_line(self, state: TrainState, values: Mapping[str, float]) -> None:
-        """One line on how it goes, at most one an interval."""
+    def step_line(self, state: TrainState, values: Mapping[str, float], bottleneck: str) -> None:
+        """One line on how it goes, at most one an interval; names the bottleneck of waits that matter."""
         now = time.perf_counter()
         total = self._config.train.steps
         due = now - self._logged_s >= self._config.train.log_every_s or state.step == total
@@ -86,12 +87,13 @@ class Progress:
             return
         busy_s = max(now - self._logged_s - (self._idle_s - self._logged_idle_s), 1e-9)
         rate = (state.step - self._logged_step) * self._config.train.batch_global / busy_s
+        wait_share = values[metrics.DATA_WAIT_SHARE]
         left_s = (total - state.step) * self._config.train.batch_global / max(rate, 1e-9)
         logger.info(
-            "[train] step %d/%d %d%%  loss %.3f (%s)  lr %.1e  %.3g img/s  data-wait %d%%  eta %s",
+            "[train] step %d/%d %d%%  loss %.3f (%s)  lr %.1e  %.3g img/s  data-wait %d%%%s  eta %s",
             state.step, total, 100 * state.step // total, values[metrics.LOSS], self._terms(values),
-            values[metrics.LEARNING_RATE], rate, round(100 * values[metrics.DATA_WAIT_SHARE]),
-            duration(left_s),
+            values[metrics.LEARNING_RATE], rate, round(100 * wait_share),
+            f" ({bottleneck})" if wait_share > NOTICEABLE_SHARE else "", duration(left_s),
         )  # fmt: skip
         self._logged_s, self._logged_step, self._logged_idle_s = now, state.step, self._idle_s
 
