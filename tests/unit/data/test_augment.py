@@ -265,6 +265,20 @@ def test_crops_of_one_class_are_drawn_again():
     assert full(0.75) < 5
 
 
+@settings(max_examples=200)
+@given(seed=st.integers(0, 2**32), ignored=st.sampled_from([0, 0.5, 0.95, 1]), share=st.floats(0.05, 0.99),
+       rare=st.integers(1, 60), shape=st.tuples(st.integers(1, 30), st.integers(1, 30)))  # fmt: skip
+def test_whether_a_class_fills_too_much_is_told_exactly(seed, ignored, share, rare, shape):
+    """Against counting every id of every pixel, for labels that hide classes between every eighth row too."""
+    rng = np.random.default_rng(seed)
+    label = np.where(rng.random(shape) < rng.random(), rng.integers(0, 255), rng.integers(0, rare, shape))
+    label[::8][rng.random(label[::8].shape) < rng.random()] = rng.integers(0, 255)
+    label = np.where(rng.random(shape) < ignored, 255, label).astype(np.uint8)
+    counts = np.bincount(label.ravel(), minlength=256)[:255]
+    expected = counts.sum() == 0 or counts.max() > share * counts.sum()
+    assert crops._one_class_exceeds(label, share) == expected
+
+
 def test_ignored_pixels_do_not_count_towards_a_class_share():
     """Nine tenths are ignored and no class exceeds half of the rest: the first draw is always taken."""
     label = np.full((64, 192), 255, np.uint8)
