@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARDS = (100, 1000, 10_000, 100_000, 1_000_000)
 RANKS = (1, 8, 64, 512, 4096)
 NODES = [(8, 2), (16, 1), (16, 4), (24, 1), (24, 8), (48, 1), (48, 4), (64, 1), (64, 4)]
-BATCHES = (8, 16, 64, 256)
+MIXED = [(8, 64), (16, 64), (64, 64), (256, 64), (256, 256)]
+"""Global batches, and streams at most."""
 
 
 def main() -> int:
@@ -46,7 +47,7 @@ def main() -> int:
     manifests = [measure("manifest", shards, 1) for shards in sizes]
     shards, per_shard = (40, 256) if arguments.quick else (1000, 256)
     traffic = [downloads(*node, shards, per_shard) for node in NODES]
-    mixed = [mixing(batch, shards, per_shard) for batch in BATCHES]
+    mixed = [mixing(*batch, shards, per_shard) for batch in MIXED]
     show(rows, manifests, traffic, mixed)
     more = {"manifests": manifests, "downloads": traffic, "mixing": mixed}
     if arguments.json:
@@ -97,10 +98,11 @@ def show(
         )  # fmt: skip
     console.print(table)
     table = Table("batch", "streams", "of one shard", "of one drive", "packed side by side",
-                  title="Pairs in a batch, as a multiple of a uniform shuffle's")  # fmt: skip
+                  "of one drive on a rank of 4", title="Pairs, against a uniform shuffle's")  # fmt: skip
     for r in mixed:
         table.add_row(str(r["batch_global"]), str(r["streams"]),
-                      *(f"{r[name]:.2f}" for name in ("same_shard", "same_drive", "neighbours")))  # fmt: skip
+                      *(f"{r[name]:.2f}x" for name in ("same_shard", "same_drive", "neighbours")),
+                      f"{r['rank_same_drive']:.2%}")  # fmt: skip
     console.print(table)
 
 

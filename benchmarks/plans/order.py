@@ -45,25 +45,32 @@ def downloads(ranks: int, batch_per_rank: int, shards: int, per_shard: int) -> d
     return row
 
 
-def mixing(batch_global: int, shards: int, per_shard: int) -> dict[str, Any]:
-    """How much likelier than by chance two samples of a batch are of one shard, drive, or neighbours."""
+def mixing(batch_global: int, most_streams: int, shards: int, per_shard: int) -> dict[str, Any]:
+    """How much likelier than by chance two samples of a batch are of one shard or drive, or neighbours.
+
+    `rank_same_drive` is the share itself, of the pairs in a rank's batch of 4.
+    """
     num_samples = shards * per_shard
-    streams = fit_streams(STREAMS, num_samples, BLOCK, batch_global)
+    streams = fit_streams(most_streams, num_samples, BLOCK, batch_global)
     plan = EpochPlan(np.full(shards, per_shard), 0, streams, BLOCK)
-    rows = plan.at(np.arange(num_samples - num_samples % batch_global))
-    place = np.sort((rows[:, 1] * per_shard + rows[:, 2]).reshape(-1, batch_global), axis=1)
+    starts = range(0, num_samples - batch_global + 1, batch_global)
+    worlds = [World(rank, batch_global // 4) for rank in range(batch_global // 4)]
+    positions = [rank_positions(start, world, 4, streams) for start in starts for world in worlds]
+    rows = plan.at(np.concatenate(positions))
+    place = rows[:, 1] * per_shard + rows[:, 2]
     drives = -(-per_shard // _DRIVE)
     drive = place // per_shard * drives + place % per_shard // _DRIVE
-    chance_of_drive = sum(
-        size * (size - 1) for size in [_DRIVE] * (per_shard // _DRIVE) + [per_shard % _DRIVE]
-    ) / per_shard / (num_samples - 1)  # fmt: skip
-    beside = np.count_nonzero(np.diff(place, axis=1) == 1) / _num_pairs(place)
+    lengths = [_DRIVE] * (per_shard // _DRIVE) + [per_shard % _DRIVE]
+    chance_of_drive = sum(n * (n - 1) for n in lengths) / per_shard / (num_samples - 1)
+    batches, drive_batches = (np.sort(of.reshape(-1, batch_global), axis=1) for of in (place, drive))
+    beside = np.count_nonzero(np.diff(batches, axis=1) == 1) / _num_pairs(batches)
     return {
         "batch_global": batch_global,
         "streams": streams,
-        "same_shard": _share_of_pairs(place // per_shard) / ((per_shard - 1) / (num_samples - 1)),
-        "same_drive": _share_of_pairs(drive) / chance_of_drive,
+        "same_shard": _share_of_pairs(batches // per_shard) / ((per_shard - 1) / (num_samples - 1)),
+        "same_drive": _share_of_pairs(drive_batches) / chance_of_drive,
         "neighbours": beside / (2 / num_samples),
+        "rank_same_drive": _share_of_pairs(np.sort(drive.reshape(-1, 4), axis=1)),
     }
 
 
