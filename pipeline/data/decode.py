@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.manifest import Member, SampleEntry
+from pipeline.data.index import Member, SampleEntry
 from pipeline.errors import DatasetError, SampleError
 
 MAX_PIXELS = 2**27

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.data import jpeg_crop
 from pipeline.data.decode import decode_gray, decode_rgb, place, refuse_other_header
-from pipeline.data.manifest import Member, SampleEntry
+from pipeline.data.index import Member, SampleEntry
 from pipeline.data.striped_png import HEAD_BYTES, Layout, fast_zlib, read_layout
 from pipeline.errors import DatasetError, SampleError
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from pipeline.data.decode import place
 from pipeline.data.decoded_cache import DecodedCache
 from pipeline.data.encoded_picture import EncodedPicture
+from pipeline.data.index import Member, SampleEntry
 from pipeline.data.labels import IGNORE
-from pipeline.data.manifest import Member, SampleEntry, ShardEntry
+from pipeline.data.shard_table import ShardEntry
 from pipeline.data.store import Store
 from pipeline.errors import SampleError, ShardError
 

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from pipeline import errors
 from pipeline.config import AugmentConfig, DataConfig, StoreConfig
 from pipeline.data.crop_writer import Cost
-from pipeline.data.manifest import Member, SampleEntry, ShardEntry
+from pipeline.data.index import Member, SampleEntry
 from pipeline.data.reader import SampleRef
+from pipeline.data.shard_table import ShardEntry
 from pipeline.data.slots import SlotLayout
 from pipeline.errors import PipelineError
 

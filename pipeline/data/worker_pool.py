@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pipeline.data.crop_writer import Cost, CropWriter
-from pipeline.data.manifest import ShardEntry
+from pipeline.data.shard_table import ShardEntry
 from pipeline.data.slots import SlotArrays
 from pipeline.data.tasks import Reply, Setup, Task, stage_line
 from pipeline.data.worker_process import WorkerProcess

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.data import jpeg_crop
 from pipeline.data.encoded_picture import EncodedPicture
-from pipeline.data.manifest import Member, SampleEntry
+from pipeline.data.index import Member, SampleEntry
 from pipeline.data.striped_png import HEAD_BYTES, encode
 from pipeline.errors import SampleError
 
