@@ -23,6 +23,8 @@ MAX_PIXELS = 2**27
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD8)})
+"""Markers of no length."""
 _IMAGE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
@@ -51,8 +53,7 @@ def read_header(data: bytes, name: str) -> Header:
 
 def decode_rgb(data: bytes, name: str) -> NDArray[np.uint8]:
     """The RGB picture (H, W, 3) uint8 in a PNG or JPEG; raises DatasetError naming `name`."""
-    read_header(data, name)
-    return _decode(data, _IMAGE, name)
+    return _decode(data, _IMAGE, read_header(data, name), name)
 
 
 def decode_gray(data: bytes, name: str) -> NDArray[np.uint8]:
@@ -63,7 +64,7 @@ def decode_gray(data: bytes, name: str) -> NDArray[np.uint8]:
             f"{name} is not an 8-bit single-channel PNG (a palette, colour or {header.bit_depth}-bit "
             f"{header.codec}?), so its ids cannot be trusted; save the label as 8-bit grey PNG"
         )
-    picture = _decode(data, cv2.IMREAD_UNCHANGED, name)
+    picture = _decode(data, cv2.IMREAD_UNCHANGED, header, name)
     if picture.ndim != 2:  # a transparency chunk makes OpenCV add channels
         raise DatasetError(f"{name} has transparency; save the label as plain 8-bit grey PNG")
     return picture
@@ -128,12 +129,13 @@ def _decode_member(data: bytes, entry: SampleEntry, member: Member, shard: str) 
         raise SampleError(str(error)) from error
 
 
-def _decode(data: bytes, flags: int, name: str) -> NDArray[np.uint8]:
+def _decode(data: bytes, flags: int, header: Header, name: str) -> NDArray[np.uint8]:
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         picture = None
-    if picture is None or picture.dtype != np.uint8:
+    size = (header.height, header.width)  # a hostile file may tell decoders another one than us
+    if picture is None or picture.dtype != np.uint8 or picture.shape[:2] != size:
         raise DatasetError(f"{name} is broken: its header is sound but it cannot be decoded; replace it")
     return np.asarray(picture, np.uint8)
 
@@ -152,6 +154,8 @@ def _jpeg_header(data: bytes) -> Header | None:
         marker = data[at + 1]
         if marker == 0xFF:  # a fill byte
             at += 1
+        elif marker in _JPEG_BARE:
+            at += 2
         elif marker in _JPEG_FRAMES:
             height = int.from_bytes(data[at + 5 : at + 7], "big")
             width = int.from_bytes(data[at + 7 : at + 9], "big")

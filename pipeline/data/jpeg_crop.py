@@ -59,11 +59,12 @@ def _decode(library: ctypes.CDLL, data: bytes, rows: slice, columns: slice) -> N
     try:
         if library.tj3DecompressHeader(handle, data, len(data)) != 0:
             return None
+        size = library.tj3Get(handle, _HEIGHT), library.tj3Get(handle, _WIDTH)
         block = _block(library, handle)
-        if block is None:
+        if block is None or rows.stop > size[0] or columns.stop > size[1]:
             return None
-        top, height = _widened(rows, block[0], library.tj3Get(handle, _HEIGHT))
-        left, width = _widened(columns, block[1], library.tj3Get(handle, _WIDTH))
+        top, height = _widened(rows, block[0], size[0])
+        left, width = _widened(columns, block[1], size[1])
         if library.tj3SetCroppingRegion(handle, _Region(left, top, width, height)) != 0:
             return None
         wide = np.empty((height, width, 3), np.uint8)

@@ -101,6 +101,7 @@ def test_a_label_with_transparency_keeps_its_ids_or_is_refused():
     (PALETTE, Header("png", 2, 2, 8, grey=False)),
     (file(RGB, ".jpg"), Header("jpeg", 20, 30, 8, grey=False)),
     (file(GREY, ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1), Header("jpeg", 20, 30, 8, grey=True)),
+    (b"\xff\xd8\xff\x01\xff\xff" + file(RGB, ".jpg")[3:], Header("jpeg", 20, 30, 8, grey=False)),
     (with_orientation(file(RGB, ".jpg"), 6), Header("jpeg", 20, 30, 8, grey=False)),
 ])  # fmt: skip
 def test_the_header_is_read_without_decoding(data, header, monkeypatch):
@@ -114,6 +115,13 @@ def test_a_picture_of_no_or_too_many_pixels_is_refused_before_it_is_decoded(size
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("was decoded"))
     with pytest.raises(DatasetError, match=f"x claims {size[0]}x{size[1]} pixels; 1 to {MAX_PIXELS}"):
         decode(png(8, 0, b"", size), "x")
+
+
+@pytest.mark.parametrize("decode", [decode_rgb, decode_gray])
+def test_a_picture_that_tells_the_decoder_another_size_than_its_header_is_refused(decode, monkeypatch):
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: np.zeros((20, 29), np.uint8))
+    with pytest.raises(DatasetError, match="x is broken: its header is sound but it cannot be decoded"):
+        decode(file(GREY), "x")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])

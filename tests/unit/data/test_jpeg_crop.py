@@ -69,8 +69,8 @@ def test_regions_that_begin_or_end_at_any_border_of_blocks_are_right(sampling):
 @pytest.mark.parametrize("jpeg", [
     encoded(120, 110, 0, cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
     cv2.imencode(".jpg", np.zeros((120, 110), np.uint8))[1].tobytes(),
-    encoded()[:2000], b"", b"\xff\xd8\xff",
-], ids=["progressive", "grey", "cut", "empty", "stub"])  # fmt: skip
+    encoded()[:2000], b"", b"\xff\xd8\xff", encoded(80, 110), encoded(120, 70),
+], ids=["progressive", "grey", "cut", "empty", "stub", "lower", "narrower"])  # fmt: skip
 def test_any_other_kind_of_jpeg_is_left_to_opencv(jpeg):
     assert decode_region(jpeg, ROWS, COLUMNS) is None
 
