@@ -26,7 +26,8 @@ def task_map(processes: int = 0) -> Iterator[MapTasks]:
     `processes` are those of this machine, 0 for one a core.
     """
     if not os.environ.get("RAY_ADDRESS"):
-        yield Processes(processes)
+        with Processes(processes) as map_tasks:
+            yield map_tasks
         return
     from pipeline.launch.ray_cluster import connected  # noqa: PLC0415 - it brings torch along
 

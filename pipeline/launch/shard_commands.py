@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from pipeline.config import StoreConfig
+from pipeline.data.manifest import load_manifest
 from pipeline.data.packing.class_file import read_class_file
 from pipeline.data.packing.tar_index import IndexOptions, expand_braces, index_shards
 from pipeline.data.packing.tar_samples import MemberNames
-from pipeline.data.packing.verify import verify_shards
+from pipeline.data.packing.verify import chosen_shards, verify_shards
+from pipeline.data.staging import stage_shards
+from pipeline.data.store.address import is_address
 from pipeline.errors import ConfigError, ShardError, nearest
 from pipeline.launch.command_line import parse_flags
 from pipeline.launch.job import Result, tell
@@ -62,6 +66,20 @@ class VerifyFlags:
     """Processes that work; 0 takes one a core."""
 
 
+@dataclass(frozen=True)
+class StageFlags:
+    """Download shards to this machine's disk ahead of their use, checked; what is there is left as it is."""
+
+    root: Root
+    """Address of the data set."""
+    split: tuple[str, ...] = ()
+    """Splits to download; all without it."""
+    cache_dir: str = StoreConfig.cache_dir
+    """Folder for them, as data.store.cache_dir; empty takes the one that runs take by default."""
+    cache_gb: float = StoreConfig.cache_gb
+    """Most that the folder may hold, as data.store.cache_gb."""
+
+
 def index(result: Result, argv: list[str]) -> None:
     """Writes a manifest and indexes for shards that are there; fills in the RESULT."""
     flags = parse_flags(IndexFlags, argv)
@@ -101,8 +119,25 @@ def verify(result: Result, argv: list[str]) -> None:
     )
 
 
-COMMANDS = {"index": index, "verify": verify}
-FIELDS = ("shards", "samples", "bytes", "manifest_id", "problems")
+def stage(result: Result, argv: list[str]) -> None:
+    """Downloads shards to this machine; fills in the RESULT."""
+    flags = parse_flags(StageFlags, argv)
+    root = resolve_path("the folder", flags.root)
+    config = StoreConfig(
+        cache_dir=flags.cache_dir and resolve_path("--cache-dir", flags.cache_dir), cache_gb=flags.cache_gb
+    )
+    shards = chosen_shards(load_manifest(root, config), flags.split, root)
+    staged = stage_shards(root, shards, config)
+    result |= asdict(staged)
+    _say(
+        f"[done]  {staged.shards} of {len(shards)} shards of {root} are on this machine's disk"
+        if is_address(root)
+        else f"[done]  {root} is a folder: its shards are where they are"
+    )
+
+
+COMMANDS = {"index": index, "verify": verify, "stage": stage}
+FIELDS = ("shards", "samples", "bytes", "manifest_id", "problems", "left_out")
 """The commands' keys of the RESULT line."""
 
 

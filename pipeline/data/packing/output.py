@@ -12,21 +12,23 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from pipeline.data.store import open_store
-from pipeline.data.store.address import is_address
-from pipeline.errors import ConfigError, DatasetError, ShardError, WorldStateError, without_credentials
+from pipeline.data.store import Store, open_store
+from pipeline.data.store.address import is_address, parse_address
+from pipeline.errors import ConfigError, DatasetError, WorldStateError, without_credentials
 
 TEMPORARY = ".partial"
 """Suffix of files that are being written."""
+_TIMEOUT_S = 30.0
+"""Longest silence of a server that is written to."""
 
 
 class Output(Protocol):
@@ -58,10 +60,11 @@ def open_output(out: str) -> Output:
         if Path(out).exists() and not Path(out).is_dir():
             raise DatasetError(f"{out} is a file; --out takes a folder that is new, empty or packed before")
         return LocalOutput(Path(out))
-    if not re.match(r"(s3|gs)://[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)*/?$", out):
+    if not out.startswith(("s3://", "gs://")):
         raise ConfigError(
-            f"cannot pack to {without_credentials(out)}: type a folder, s3://BUCKET/PATH or gs://BUCKET/PATH"
+            f"cannot write to {without_credentials(out)}: type a folder, s3://BUCKET/PATH or gs://BUCKET/PATH"
         )
+    parse_address(out)
     return RemoteOutput(out.rstrip("/"))
 
 
@@ -159,21 +162,12 @@ class RemoteOutput:
 
     def size(self, name: str) -> int:
         """The object's bytes; -1 where there is none."""
-        store = open_store(self.root)
-        try:
-            return store.size(name) if store.exists(name) else -1
-        except ShardError:
-            return -1
-        finally:
-            store.close()
+        store = _remote_store(self.root)
+        return store.size(name) if store.exists(name) else -1
 
     def read(self, name: str) -> bytes:
         """The whole object."""
-        store = open_store(self.root)
-        try:
-            return store.read_all(name)
-        finally:
-            store.close()
+        return _remote_store(self.root).read_all(name)
 
     def only_packer(self) -> AbstractContextManager[None]:
         """Nothing: an object store has no locks; two packers of one tree write the same bytes."""
@@ -186,13 +180,40 @@ class RemoteOutput:
         address = f"{self.root}/{name}"
         try:
             for attempt in stamina.retry_context(on=Exception, attempts=4, timeout=600.0):
-                with attempt, path.open("rb") as source, smart_open.open(address, "wb") as target:
+                with (
+                    attempt,
+                    path.open("rb") as source,
+                    smart_open.open(
+                        address,
+                        "wb",
+                        compression="disable",
+                        transport_params=_upload_parameters(self.root[:2]),
+                    ) as target,
+                ):
                     shutil.copyfileobj(source, target, 1 << 20)
         except Exception as error:  # the clients of object stores share no class of errors
             raise WorldStateError(
                 f"cannot write {address}: {without_credentials(str(error))}; check the address and the "
                 "credentials, and run again to go on"
             ) from error
+
+
+@cache
+def _upload_parameters(scheme: str) -> dict[str, Any]:
+    """What smart_open needs to write at such addresses: for S3 one client a process, with time-outs."""
+    if scheme != "s3":
+        return {}
+    import boto3.session  # noqa: PLC0415 - for addresses alone
+    from botocore.config import Config  # noqa: PLC0415 - as above
+
+    config = Config(connect_timeout=_TIMEOUT_S, read_timeout=_TIMEOUT_S, retries={"total_max_attempts": 2})
+    return {"client": boto3.session.Session().client("s3", config=config)}
+
+
+@cache
+def _remote_store(root: str) -> Store:
+    """The store through which a process looks at what is there; its connections are kept."""
+    return open_store(root)
 
 
 def _sync(path: Path) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import cv2
 import psutil
@@ -43,34 +43,45 @@ def in_turn(function: Callable[[_T], _R], tasks: Sequence[_T], /) -> Iterator[_R
 
 
 class Processes:
-    """A map by `count` processes of this machine; by default one for each core."""
+    """A map by `count` processes of this machine, by default one for each core, while the context is open.
+
+    They start when they are first needed, and end at once with the context.
+    """
 
     def __init__(self, count: int = 0) -> None:
         self._count = count or len(psutil.Process().cpu_affinity() or [1])
+        self._pool: ProcessPoolExecutor | None = None
+        self._lifeline: Connection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool and self._lifeline:
+            self._lifeline.close()  # ends the processes, whatever they are at
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __call__(self, function: Callable[[_T], _R], tasks: Sequence[_T], /) -> Iterator[_R]:
-        """The results; closing the iterator ends the processes at once.
-
-        Raises WorldStateError where a process is killed, by want of memory for example.
-        """
-        count = min(self._count, len(tasks))
-        if count <= 1:
+        """The results; raises WorldStateError where a process is killed, by want of memory for example."""
+        if min(self._count, len(tasks)) <= 1:
             yield from map(function, tasks)
             return
-        spawn = multiprocessing.get_context("spawn")
-        theirs, ours = spawn.Pipe(duplex=False)
-        pool = ProcessPoolExecutor(count, spawn, initializer=_begin_process, initargs=(theirs,))
         try:
-            yield from windowed(pool, function, tasks, _AHEAD * count)
+            yield from windowed(self._started(), function, tasks, _AHEAD * self._count)
         except BrokenProcessPool as error:
             raise WorldStateError(
                 "a packing process was killed from outside (no memory left?); run the same command again to "
                 "go on, with fewer --processes"
             ) from error
-        finally:
-            ours.close()  # ends the processes, whatever they are at
-            theirs.close()
-            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            spawn = multiprocessing.get_context("spawn")
+            theirs, self._lifeline = spawn.Pipe(duplex=False)
+            self._pool = ProcessPoolExecutor(
+                self._count, spawn, initializer=_begin_process, initargs=(theirs,)
+            )
+        return self._pool
 
 
 def windowed(pool: Executor, function: Callable[[_T], _R], tasks: Sequence[_T], ahead: int) -> Iterator[_R]:

@@ -23,7 +23,7 @@ from pipeline.errors import DatasetError
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 # WebDataset ends a key at its first dot; a slash would make a folder of it.
 _KEY = re.compile(r"[^\s./\\\x00-\x1f]{1,80}")
-_PAIRS_A_TASK = 16
+_PAIRS_A_TASK = 8
 
 
 class TreeError(DatasetError):

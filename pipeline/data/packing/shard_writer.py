@@ -5,36 +5,27 @@ Times and owners in the tar are fixed, so equal samples give equal bytes, whoeve
 
 from __future__ import annotations
 
+import io
 import tarfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from pipeline.data.decode import Header
-from pipeline.data.manifest import Member, SampleEntry, ShardEntry, index_name, index_text, sha256_hex
+from pipeline.data.index import Member, SampleEntry, index_name, index_text
 from pipeline.data.packing.codec import encode_image, encode_label
 from pipeline.data.packing.label_file import decode_label_ids
 from pipeline.data.packing.output import Output, file_sha256, write_whole
 from pipeline.data.packing.parallel import windowed
 from pipeline.data.packing.pictures import Picture, read_file
 from pipeline.data.packing.shard_plan import PackOptions, ShardTask
+from pipeline.data.shard_table import ShardEntry, sha256_hex
 
 _THREADS = 2
 """Pictures encoded side by side, which matters where the shards are fewer than the cores."""
 _SUFFIX = {"png": "png", "jpeg": "jpg"}
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """What is known of a sample before the tar says where its members lie."""
-
-    key: str
-    header: Header
-    names: tuple[str, str]
-    crc32s: tuple[int, int]
 
 
 def write_shard(task: ShardTask, output: Output, options: PackOptions) -> ShardEntry:
@@ -52,29 +43,32 @@ def write_shard(task: ShardTask, output: Output, options: PackOptions) -> ShardE
 
 
 def _write_tar(path: Path, pictures: Sequence[Picture], options: PackOptions) -> tuple[SampleEntry, ...]:
-    from webdataset import ShardWriter  # noqa: PLC0415 - needed to pack, not to read
-
-    packed: list[_Packed] = []
-    with path.open("wb") as file, ShardWriter(
-        "%06d", maxcount=len(pictures) + 1, maxsize=float("inf"), verbose=0, opener=lambda _: file,
-        encoder=False, mtime=0, user="", group="",
-    ) as writer, ThreadPoolExecutor(_THREADS) as pool:  # fmt: skip
+    entries: list[SampleEntry] = []
+    with (
+        tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar,
+        ThreadPoolExecutor(_THREADS) as pool,
+    ):
         encoded = windowed(pool, partial(_encode, options=options), pictures, 2 * _THREADS)
         for picture, (image, header, label) in zip(pictures, encoded, strict=True):
-            names = (f"image.{_SUFFIX[header.codec]}", "label.png")
-            writer.write({"__key__": picture.key, names[0]: image, names[1]: label})
-            packed.append(_Packed(picture.key, header, names, (zlib.crc32(image), zlib.crc32(label))))
-    with tarfile.open(path, "r:") as tar:
-        places = {member.name: (member.offset_data, member.size) for member in tar}
-    return tuple(_entry(sample, places) for sample in packed)
+            image_name = f"{picture.key}.image.{_SUFFIX[header.codec]}"
+            members = (
+                _add(tar, image_name, header.codec, image),
+                _add(tar, f"{picture.key}.label.png", "png", label),
+            )
+            entries.append(SampleEntry(picture.key, header.height, header.width, *members))
+    return tuple(entries)
 
 
-def _entry(sample: _Packed, places: Mapping[str, tuple[int, int]]) -> SampleEntry:
-    image, label = (
-        Member(codec, *places[f"{sample.key}.{name}"], crc32)
-        for codec, name, crc32 in zip((sample.header.codec, "png"), sample.names, sample.crc32s, strict=True)
-    )
-    return SampleEntry(sample.key, sample.header.height, sample.header.width, image, label)
+def _add(tar: tarfile.TarFile, name: str, codec: str, data: bytes) -> Member:
+    """The index's view of a member that was added, byte for byte as webdataset's own writer adds it.
+
+    That one imports torch, which takes seconds and 200 MB in every packing process.
+    """
+    member = tarfile.TarInfo(name)
+    member.size, member.mode, member.mtime = len(data), 0o444, 0
+    tar.addfile(member, io.BytesIO(data))
+    padded = len(data) + -len(data) % tarfile.BLOCKSIZE
+    return Member(codec, tar.offset - padded, len(data), zlib.crc32(data))
 
 
 def _encode(picture: Picture, options: PackOptions) -> tuple[bytes, Header, bytes]:

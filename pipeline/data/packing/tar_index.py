@@ -18,7 +18,6 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.config import StoreConfig
 from pipeline.data.decode import Header, decode_gray, read_header, refuse_broken_png
 from pipeline.data.index import Member, SampleEntry, index_name, index_text
 from pipeline.data.labels import IGNORE, ClassTable
@@ -26,9 +25,9 @@ from pipeline.data.manifest import MANIFEST_NAME, Manifest, Split, make_manifest
 from pipeline.data.packing.output import open_output, write_whole
 from pipeline.data.packing.parallel import MapTasks
 from pipeline.data.packing.tar_samples import MemberNames, TarSample, read_samples
-from pipeline.data.packing.tar_stream import TarStream
+from pipeline.data.packing.tar_stream import TarStream, originals
 from pipeline.data.shard_table import ShardEntry, ShardTable, sha256_hex
-from pipeline.data.store import open_store, safe_name
+from pipeline.data.store import safe_name
 from pipeline.errors import ConfigError, DatasetError, ShardError
 
 _LOG = logging.getLogger(__name__)
@@ -93,16 +92,14 @@ def index_shards(root: str, tars: Sequence[str], options: IndexOptions, map_task
 
 def scan_tar(name: str, root: str, classes: ClassTable, names: MemberNames) -> Scanned:
     """The entry and the index of one tar, or its first problem."""
-    store = open_store(root, StoreConfig())
-    try:
-        stream = TarStream(store, name)
-        entries = tuple(_entry(stream, sample, classes) for sample in read_samples(stream, names))
-        index = index_text(entries).encode()
-        entry = ShardEntry(name, len(entries), stream.num_bytes, stream.sha256(), sha256_hex(index))
-    except ShardError as error:
-        return Scanned(problem=str(error))
-    finally:
-        store.close()
+    with originals(root) as store:
+        try:
+            stream = TarStream(store, name)
+            entries = tuple(_entry(stream, sample, classes) for sample in read_samples(stream, names))
+            index = index_text(entries).encode()
+            entry = ShardEntry(name, len(entries), stream.num_bytes, stream.sha256(), sha256_hex(index))
+        except ShardError as error:
+            return Scanned(problem=str(error))
     return Scanned(entry, index)
 
 

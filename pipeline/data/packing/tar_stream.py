@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pipeline.data.store import Store
+from pipeline.config import StoreConfig
+from pipeline.data.store import Store, open_store
 from pipeline.errors import ShardError
 
 BLOCK = 512
@@ -37,6 +40,17 @@ class TarMember:
     name: str
     offset: int
     data: bytes
+
+
+@contextmanager
+def originals(root: str) -> Iterator[Store]:
+    """The store at `root`, past any copies that this machine has of its shards."""
+    with tempfile.TemporaryDirectory(prefix="ccs-audit-") as empty:
+        store = open_store(root, StoreConfig(cache_dir=empty))
+        try:
+            yield store
+        finally:
+            store.close()
 
 
 class TarStream:

@@ -12,15 +12,14 @@ from functools import partial
 
 import numpy as np
 
-from pipeline.config import StoreConfig
 from pipeline.data.decode import decode_image, decode_label, place
 from pipeline.data.index import Member, SampleEntry, load_index
 from pipeline.data.labels import IGNORE
-from pipeline.data.manifest import load_manifest
+from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.packing.parallel import MapTasks
-from pipeline.data.packing.tar_stream import TarStream
+from pipeline.data.packing.tar_stream import TarStream, originals
 from pipeline.data.shard_table import ShardEntry
-from pipeline.data.store import Store, open_store
+from pipeline.data.store import Store
 from pipeline.errors import ShardError, nearest
 
 
@@ -44,24 +43,26 @@ def verify_shards(
     picture, its size, and the train ids too. Raises ShardError where the manifest itself is bad.
     """
     manifest = load_manifest(root)
+    shards = chosen_shards(manifest, splits, root)
+    num_classes = manifest.classes.num_classes if decode else 0
+    return map_tasks(partial(audit_shard, root=root, num_classes=num_classes), shards)
+
+
+def chosen_shards(manifest: Manifest, splits: Sequence[str], root: str) -> list[ShardEntry]:
+    """The shards of these splits, or of all where none is named; raises ShardError for an absent one."""
     for split in splits:
         if split not in manifest.splits:
             raise ShardError(
                 f"{root} has no split {split!r}{nearest(split, manifest.splits)}; it has "
                 f"{', '.join(manifest.splits) or 'none'}"
             )
-    shards = [shard for split in splits or manifest.splits for shard in manifest.splits[split].shards]
-    num_classes = manifest.classes.num_classes if decode else 0
-    return map_tasks(partial(audit_shard, root=root, num_classes=num_classes), shards)
+    return [shard for split in splits or manifest.splits for shard in manifest.splits[split].shards]
 
 
 def audit_shard(shard: ShardEntry, root: str, num_classes: int) -> AuditedShard:
     """The audit of one shard; pictures are decoded where `num_classes` is not 0."""
-    store = open_store(root, StoreConfig())
-    try:
+    with originals(root) as store:
         return _Audit(store, shard, num_classes).run()
-    finally:
-        store.close()
 
 
 @dataclass

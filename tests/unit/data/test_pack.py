@@ -63,6 +63,23 @@ def test_shards_open_with_webdataset_and_its_decoder(tree, tmp_path):
         assert np.array_equal(sample["label.png"], np.dstack([read.label_HW] * 3))
 
 
+def test_shards_are_byte_for_byte_what_webdatasets_own_writer_writes(tree, tmp_path):
+    out = tmp_path / "out"
+    pack_cityscapes(str(tree), str(out), samples_per_shard=4)
+    for path in out.rglob("*.tar"):
+        theirs = io.BytesIO()
+        with tarfile.open(path) as tar:
+            members = {member.name: tar.extractfile(member).read() for member in tar}
+        samples: dict[str, dict] = {}
+        for name, data in members.items():
+            key, _, ending = name.partition(".")
+            samples.setdefault(key, {"__key__": key})[ending] = data
+        with webdataset.TarWriter(theirs, user="", group="", mtime=0, encoder=False) as writer:
+            for sample in samples.values():
+                writer.write(sample)
+        assert theirs.getvalue() == path.read_bytes()
+
+
 def test_kept_images_keep_their_bytes_and_the_manifest_tells_the_truth(tree, tmp_path):
     out = tmp_path / "out"
     report = pack_cityscapes(str(tree), str(out), codec="keep", samples_per_shard=4)
@@ -198,7 +215,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tree, tmp_path, add_pa
     assert files_of(out) == before
     with pytest.raises(DatasetError, match=r"is a file"):
         pack_cityscapes(str(tree), str(other / "mine.txt"))
-    with pytest.raises(ConfigError, match=r"cannot pack to https://a/b: type a folder, s3://BUCKET/PATH or"):
+    with pytest.raises(ConfigError, match=r"cannot write to https://a/b: type a folder, s3://BUCKET/PATH or"):
         pack_cityscapes(str(tree), "https://secret@a/b")
 
 
