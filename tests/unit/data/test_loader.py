@@ -99,13 +99,13 @@ def test_each_sample_comes_once_an_epoch_across_batches_that_cross_its_border(pa
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_closing_the_generator_ends_its_processes_and_lets_go_of_the_memory(packed, workers):
-    before = descriptors()
+    before, others = descriptors(), set(psutil.Process().children())  # multiprocessing's tracker stays
     batches = loader(packed, loader_workers=workers).batches(0)
     next(batches)
-    assert len(psutil.Process().children()) == workers
+    assert len(set(psutil.Process().children()) - others) == workers
     assert threading.active_count() == 1
     batches.close()
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= others
     assert "loader-slots" not in Path("/proc/self/maps").read_text()
     assert descriptors() - before <= {"shard"}
 
