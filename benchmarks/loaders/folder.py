@@ -104,8 +104,9 @@ class Folder(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return torch.from_numpy(image_3hw), torch.from_numpy(label_hw.astype(np.int64))
 
 
-def write(pictures: Path, out: Path, format: str) -> None:
+def write(task: Task) -> None:
     """Nothing: the plain files are what it reads."""
+    task.packed.mkdir()
 
 
 def batches(task: Task) -> Generator[Batch, None, None]:

@@ -12,16 +12,16 @@ from loaders import crop_first
 from loaders.task import SEED, WORKERS, Batch, Task, picture_files
 
 from_memory = crop_first.from_memory
-_COPIES = 8
-"""Times that the chunks hold each picture: the border of an epoch is not what is measured."""
 
 
-def write(pictures: Path, out: Path, format: str) -> None:
-    """Chunks of encoded bytes."""
+def write(task: Task) -> None:
+    """Chunks of encoded bytes; each picture so often that no border of an epoch is measured."""
+    files = picture_files(task.pictures, task.format)
+    copies = -(-2 * (task.warm_up + task.samples) // len(files))
     litdata.optimize(
         fn=_as_they_are,
-        inputs=picture_files(pictures, format) * _COPIES,
-        output_dir=str(out),
+        inputs=files * copies,
+        output_dir=str(task.packed),
         chunk_bytes="64MB",
         num_workers=1,
         verbose=False,

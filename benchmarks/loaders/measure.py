@@ -26,7 +26,7 @@ def main() -> int:
     loader = cast("Loader", import_module(f"loaders.{task.loader}"))
     result: dict[str, Any] = {}
     if action == "write":
-        loader.write(task.pictures, task.packed, task.format)
+        loader.write(task)
     elif action == "limit":
         result = limit(loader, task)
     elif action == "resident":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Generator
-from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -30,10 +29,10 @@ _REPEAT = 64
 """Times that an epoch holds each picture: the border of an epoch is not what is measured."""
 
 
-def write(pictures: Path, out: Path, format: str) -> None:
+def write(task: Task) -> None:
     """MDS shards of encoded bytes."""
-    with MDSWriter(out=str(out), columns={"image": "bytes", "label": "bytes"}) as sink:
-        for _, image, label in encoded(pictures, format):
+    with MDSWriter(out=str(task.packed), columns={"image": "bytes", "label": "bytes"}) as sink:
+        for _, image, label in encoded(task.pictures, task.format):
             sink.write({"image": image, "label": label})
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from itertools import count
-from pathlib import Path
 
 import cv2
 
@@ -21,10 +20,11 @@ from pipeline.world import World
 _CODECS = {"striped": "striped", "png": "keep", "jpeg": "jpeg:90"}
 
 
-def write(pictures: Path, out: Path, format: str) -> None:
+def write(task: Task) -> None:
     """Packed from the tree beside the plain files."""
-    tree = str(pictures.with_name("tree"))
-    pack_cityscapes(tree, str(out), ("train",), _CODECS[format], map_tasks=Processes())
+    tree = str(task.pictures.with_name("tree"))
+    codec = _CODECS[task.format]
+    pack_cityscapes(tree, str(task.packed), ("train",), codec, map_tasks=Processes())
 
 
 def batches(task: Task) -> Generator[Batch, None, None]:

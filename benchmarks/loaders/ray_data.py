@@ -34,7 +34,12 @@ def batches(task: Task) -> Generator[Batch, None, None]:
     ray.data.DataContext.get_current().enable_progress_bars = False
     tars = sorted(str(path) for path in task.packed.glob("*.tar"))
     dataset = ray.data.read_webdataset(tars * _COPIES, decoder=None, shuffle="files")
-    dataset = dataset.map(cast("Any", _Crops), fn_constructor_args=(task,), concurrency=WORKERS, num_cpus=1)
+    dataset = dataset.map(
+        cast("Any", _Crops),
+        fn_constructor_args=(task,),
+        compute=ray.data.ActorPoolStrategy(size=WORKERS),
+        num_cpus=1,
+    )
     try:
         for batch in dataset.iter_batches(batch_size=task.batch, batch_format="numpy", drop_last=True):
             yield np.ascontiguousarray(batch["image"]), np.ascontiguousarray(batch["label"])

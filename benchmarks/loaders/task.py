@@ -46,9 +46,9 @@ class Task:
         """The same over the pictures of a folder."""
         return replace(self, data=str(data))
 
-    def shortened(self, divisor: int) -> Task:
+    def shortened(self) -> Task:
         """A smoke run of it."""
-        return replace(self, warm_up=self.batch, samples=max(self.batch, self.samples // divisor))
+        return replace(self, warm_up=2 * self.batch, samples=8 * self.batch)
 
     def lengthened(self, batches: int) -> Task:
         """The same over that many batches."""
@@ -77,8 +77,8 @@ class Task:
 class Loader(Protocol):
     """What each module of this package offers."""
 
-    def write(self, pictures: Path, out: Path, format: str) -> None:
-        """Packs the pictures into `out`."""
+    def write(self, task: Task) -> None:
+        """Packs the pictures into the task's folder."""
 
     def batches(self, task: Task) -> Generator[Batch, None, None]:
         """Batches without end."""

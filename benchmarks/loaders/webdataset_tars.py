@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 import webdataset
@@ -15,12 +14,12 @@ from_memory = crop_first.from_memory
 _SHARDS = 4
 
 
-def write(pictures: Path, out: Path, format: str) -> None:
+def write(task: Task) -> None:
     """Four tars, as each worker needs one."""
-    out.mkdir()
-    samples = encoded(pictures, format)
+    task.packed.mkdir()
+    samples = encoded(task.pictures, task.format)
     with webdataset.ShardWriter(
-        str(out / "part-%04d.tar"), maxcount=-(-len(samples) // _SHARDS), verbose=0
+        str(task.packed / "part-%04d.tar"), maxcount=-(-len(samples) // _SHARDS), verbose=0
     ) as sink:
         for key, image, label in samples:
             sink.write({"__key__": key, "image": image, "label.png": label})
@@ -34,7 +33,8 @@ def batches(task: Task) -> Generator[Batch, None, None]:
         return work.sample(sample["image"], sample["label.png"])
 
     tars = sorted(str(path) for path in task.packed.glob("*.tar"))
-    dataset = webdataset.WebDataset(tars, shardshuffle=len(tars)).repeat().shuffle(64)
+    # Resampled: the border of an epoch is not what is measured.
+    dataset = webdataset.WebDataset(tars, resampled=True).shuffle(64)
     dataset = dataset.map(crop).batched(task.batch)
     loader = webdataset.WebLoader(dataset, batch_size=None, num_workers=WORKERS)
     for images, labels in loader:
