@@ -109,11 +109,13 @@ def train(result: Result, argv: Sequence[str], world: World) -> None:
         attempt = broadcast_object(secrets.token_hex(4), world)
         context = JournaledContext(run_dir, world, attempt, stop_wanted=signals.stop_wanted)
         stack.callback(context.close)
-        ended = dataclasses.asdict(fit(config, shards, run_dir, context))
+        try:
+            ended = dataclasses.asdict(fit(config, shards, run_dir, context))
+        finally:
+            result["quarantined"] = num_quarantined(run_dir)
         result |= {key: value for key, value in ended.items() if key in FIELDS}
         best = best_checkpoint(run_dir)
         result["checkpoint"] = str(best) if best else None
-        result["quarantined"] = num_quarantined(run_dir)
     if ended["status"] == "preempted":
         raise Preempted(f"stopped at step {ended['step']} after a checkpoint; type the same to go on")
 

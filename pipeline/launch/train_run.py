@@ -41,7 +41,7 @@ def train_run(request: Request, workers: Workers, signals: StopSignals, result: 
         launch = Launch(request.config, request.shards, request.run_dir, workers, run.page)
         trained = train_on_ray(launch, signals)
         ended = {key: trained.fit[key] for key in FIT_FIELDS}
-        result |= ended | {"restarts": trained.restarts, "quarantined": num_quarantined(request.run_dir)}
+        result |= ended | {"restarts": trained.restarts}
         checkpoint = best_checkpoint(request.run_dir) or newest_checkpoint(request.run_dir)
         result["checkpoint"] = str(checkpoint) if checkpoint else None
         if trained.fit["status"] == "preempted":
@@ -57,7 +57,7 @@ def train_run(request: Request, workers: Workers, signals: StopSignals, result: 
         pending = run.finish(status)
         if pending:
             logger.info("[event] %s", pending)
-        result["run_id"] = run.run_id
+        result |= {"run_id": run.run_id, "quarantined": num_quarantined(request.run_dir)}
     write_json(request.run_dir / "result.json", result | {GIT_COMMIT: commit})
     logger.info(
         "[done]  best mIoU %.3f @%s  model=%s  report=%s",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data.dataset import ShardDataset
 from pipeline.launch import torchrun
 from pipeline.tracking.journal import Event, read_journal
 from pipeline.train.checkpoint import newest_checkpoint, step_of
@@ -95,3 +97,33 @@ def test_settings_that_only_ray_or_mlflow_would_obey_are_refused(
     line = capsys.readouterr().err
     assert f"--{setting} does nothing here" in line
     assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(("damaged", "code"), [([0], 0), ([0, 11], 2)])
+def test_ranks_go_on_without_a_damaged_sample_and_stop_together_above_the_limit(
+    damaged: list[int], code: int, shards: str, tmp_path: Path
+) -> None:
+    root = str(shutil.copytree(shards, tmp_path / "shards"))
+    dataset = ShardDataset.open(root, "train")
+    keys = set()
+    for index in damaged:
+        ref = dataset.ref(*dataset.locate(index))
+        path = Path(root, ref.shard.name)
+        data = bytearray(path.read_bytes())
+        data[ref.entry.label.offset + ref.entry.label.bytes // 2] ^= 8
+        path.write_bytes(data)
+        keys.add(ref.entry.key)
+    (main_code, out, errors), (other_code, _, other_errors) = run_two_ranks(words(root, tmp_path))
+    assert (main_code, other_code) == (code, code), errors + other_errors
+    listed = (tmp_path / "x" / "quarantine.jsonl").read_text().splitlines()
+    assert {json.loads(line)["key"] for line in listed} == keys
+    assert len(listed) == len(keys)
+    assert (errors + other_errors).count("[event] quarantined") == len(keys)
+    result = json.loads(out.splitlines()[-1].removeprefix("RESULT "))
+    assert result["quarantined"] == len(keys)
+    if code == 0:
+        assert (result["status"], result["step"]) == ("ok", 4)
+    else:
+        said = f"2 damaged samples, 1 are gone on without; {tmp_path}/x/quarantine.jsonl names them"
+        assert said in errors
+        assert said in other_errors
