@@ -7,9 +7,13 @@ import cv2
 import numpy as np
 import pytest
 
+from pipeline.config import DataConfig
 from pipeline.data import jpeg_crop
+from pipeline.data.augment import CropBuffers, augment
+from pipeline.data.dataset import ShardDataset
 from pipeline.data.encoded_picture import EncodedPicture
 from pipeline.data.index import Member, SampleEntry
+from pipeline.data.packing.pack import pack_cityscapes
 from pipeline.data.striped_png import HEAD_BYTES, encode
 from pipeline.errors import SampleError
 
@@ -135,3 +139,21 @@ def test_jpegs_have_the_same_pixels_with_and_without_the_library_for_crops(monke
     with_it = File(*FILES["jpeg"]).open().region(ROWS, COLUMNS)
     monkeypatch.setattr(jpeg_crop, "decode_region", lambda *_: None)
     assert np.array_equal(File(*FILES["jpeg"]).open().region(ROWS, COLUMNS), with_it)
+
+
+def test_training_crops_are_the_same_whether_packed_striped_or_kept(tmp_path, make_scene, add_pair):
+    for number in range(3):
+        add_pair(tmp_path / "tree", "train", "city", f"city_{number:06d}", *make_scene(number, 150, 210))
+    config = DataConfig(input_height=120, input_width=168, crop_height=60, crop_width=84)
+    crops = {}
+    for codec in ("striped", "keep"):
+        pack_cityscapes(str(tmp_path / "tree"), str(tmp_path / codec), ("train",), codec)
+        dataset = ShardDataset.open(str(tmp_path / codec), "train")
+        crops[codec] = [
+            CropBuffers(np.zeros((60, 84, 3), np.uint8), np.zeros((60, 84), np.uint8)) for _ in range(30)
+        ]
+        for position, into in enumerate(crops[codec]):
+            augment(dataset.reader().open(dataset.ref(0, position % 3)), config, 5, position, into)
+    for striped, kept in zip(crops["striped"], crops["keep"], strict=True):
+        assert np.array_equal(striped.image_hw3, kept.image_hw3)
+        assert np.array_equal(striped.label_hw, kept.label_hw)
