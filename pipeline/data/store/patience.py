@@ -12,13 +12,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from pipeline.data.store.transport import Part, Transient
 
 _TIMES_THE_MEDIAN = 4.0
 _LEAST_S = 0.05
-_UNKNOWN_S = 1.0
-"""Patience while too little is known."""
+_UNKNOWN_S = 0.5
+"""Patience while nothing is known."""
 _KNOWN_FROM = 8
 _REMEMBERED = 64
 _SPARE_MOST = 8.0
@@ -37,10 +38,13 @@ class Patience:
     def limit_s(self, num_bytes: int) -> float:
         """Seconds after which a request of this size is unusual."""
         with self._lock:
-            times = self._times.get(_size_class(num_bytes))
-            if times is None or len(times) < _KNOWN_FROM:
-                return _UNKNOWN_S
-            return max(_LEAST_S, _TIMES_THE_MEDIAN * statistics.median(times))
+            times = self._times.get(_size_class(num_bytes), ())
+            if len(times) >= _KNOWN_FROM:
+                usual_s = statistics.median(times)
+            else:  # like the slowest size that is known
+                known = [statistics.median(t) for t in self._times.values() if len(t) >= _KNOWN_FROM]
+                usual_s = max(known, default=_UNKNOWN_S / _TIMES_THE_MEDIAN)
+            return max(_LEAST_S, _TIMES_THE_MEDIAN * usual_s)
 
     def note(self, num_bytes: int, seconds: float) -> None:
         """Remember a request that was answered."""
@@ -74,18 +78,18 @@ def first_answer(patience: Patience, num_bytes: int, request: Callable[[], Part]
             patience.note(num_bytes, time.monotonic() - begun)
             answers.put(part)
 
+    limit_s = patience.limit_s(num_bytes)
     threading.Thread(target=ask, name="shard-request", daemon=True).start()
-    waiting = 1
     try:
-        answer = answers.get(timeout=patience.limit_s(num_bytes))
+        answer = answers.get(timeout=limit_s)
     except queue.Empty:
-        if patience.may_ask_again():
+        again = patience.may_ask_again()
+        if again:
             threading.Thread(target=ask, name="shard-request-again", daemon=True).start()
-            waiting = 2
         answer = answers.get()
-    while isinstance(answer, Transient) and waiting > 1:
-        waiting -= 1
-        answer = answers.get()
+        if again and isinstance(answer, Transient):
+            with suppress(queue.Empty):  # the other one may be silent for long: better ask a third time
+                answer = answers.get(timeout=limit_s)
     if isinstance(answer, BaseException):
         raise answer
     return answer
