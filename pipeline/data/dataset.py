@@ -8,12 +8,12 @@ offset, never a wrong picture. Threads may share a data set; each takes a reader
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
 
 import numpy as np
 
 from pipeline.config import StoreConfig
 from pipeline.data.index import SampleEntry, index_name, load_index
+from pipeline.data.index_cache import IndexCache
 from pipeline.data.labels import ClassTable
 from pipeline.data.manifest import Manifest, Split, load_manifest
 from pipeline.data.reader import Sample, SampleReader, SampleRef
@@ -21,8 +21,6 @@ from pipeline.data.shard_table import ShardEntry
 from pipeline.data.store import LocalStore, Store, open_store
 from pipeline.errors import ShardError, nearest
 
-_INDEXES_KEPT = 128
-"""Parsed indexes in memory: twice the shards that a plan of 64 streams reads side by side."""
 _PROBES = 32
 """Indexes that are read before a run."""
 _AUDIT_BYTES = 2**24
@@ -37,7 +35,7 @@ class ShardDataset:
         self.split = split
         self._store = store
         self._ends = np.cumsum(split.counts)
-        self._index = lru_cache(maxsize=_INDEXES_KEPT)(self._load_index)
+        self._indexes = IndexCache(self._load_index)
 
     @classmethod
     def open(cls, root: str, split: str, store: StoreConfig = _DEFAULTS) -> ShardDataset:
@@ -108,7 +106,7 @@ class ShardDataset:
 
     def entry(self, shard: int, sample: int) -> SampleEntry:
         """The index line of a sample."""
-        return self._index(shard)[sample]
+        return self._indexes.get(shard)[sample]
 
     def ref(self, shard: int, sample: int) -> SampleRef:
         """All that a reader must be told of a sample."""
@@ -121,6 +119,10 @@ class ShardDataset:
     def stage(self, shard: ShardEntry) -> None:
         """Begin to bring a shard to this machine, in the background."""
         self._store.stage(shard)
+
+    def prefetch_index(self, shard: int) -> None:
+        """Begin to load the index of a shard, so that nobody waits for a server when it is needed."""
+        self._indexes.prefetch(shard)
 
     def read(self, shard: int, sample: int) -> Sample:
         """The decoded sample; raises ShardError naming shard, key and offset."""

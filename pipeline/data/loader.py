@@ -163,12 +163,16 @@ class TrainLoader:
         return OwnThread(writer, ring.arrays, self._dataset.stage)
 
     def _rows_ahead(self, position: int, readers: SampleReaders) -> Lookahead:
-        if not is_address(self._dataset.root):
+        """The samples of this rank; what lies at an address is brought here before they are due."""
+        dataset = self._dataset
+
+        def announce(shard: int) -> None:
+            readers.stage(dataset.split.shards[shard])
+            dataset.prefetch_index(shard)
+
+        if not is_address(dataset.root):
             return Lookahead(self._rows(position), 0, lambda shard: None)
-        shards = self._dataset.split.shards
-        return Lookahead(
-            self._rows(position), self._config.store.lookahead, lambda shard: readers.stage(shards[shard])
-        )
+        return Lookahead(self._rows(position), self._config.store.lookahead, announce)
 
     def _rows(self, position: int) -> Iterator[Row]:
         """The samples of this rank, without end."""

@@ -25,6 +25,7 @@ from pipeline.errors import PipelineError
 _shard_fields = attrgetter("name", "samples", "bytes", "sha256", "index_sha256")
 _entry_fields = attrgetter("key", "height", "width")
 _member_fields = attrgetter("codec", "offset", "bytes", "crc32")
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one a line
 
 
 @dataclass(frozen=True)
@@ -126,4 +127,4 @@ def _error(kind: str, text: str) -> PipelineError:
 
 
 def _line(values: object) -> bytes:
-    return json.dumps(values, separators=(",", ":")).encode() + b"\n"
+    return _encode(values).encode() + b"\n"
