@@ -19,9 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import StoreConfig
-from pipeline.data.index import Member, SampleEntry, index_name, index_text, load_index
 from pipeline.data.labels import ClassTable
-from pipeline.data.shard_table import ShardEntry, ShardTable, sha256_hex
+from pipeline.data.shard_table import ShardEntry, ShardTable
 from pipeline.data.store import Store, open_store, safe_name
 from pipeline.data.strict_json import (
     AGAIN,
@@ -34,23 +33,6 @@ from pipeline.data.strict_json import (
     text_field,
 )
 from pipeline.errors import DatasetError, ShardError
-
-__all__ = [
-    "FORMAT",
-    "MANIFEST_NAME",
-    "Manifest",
-    "Member",
-    "SampleEntry",
-    "ShardEntry",
-    "Split",
-    "index_name",
-    "index_text",
-    "load_index",
-    "load_manifest",
-    "make_manifest",
-    "manifest_text",
-    "sha256_hex",
-]
 
 FORMAT = "ccs-shards/1"
 MANIFEST_NAME = "manifest.json"
