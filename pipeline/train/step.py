@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.config import Config
@@ -72,19 +74,21 @@ def to_device(batch: Batch, device: torch.device) -> MicroBatch:
 
     (B, H, W, 3) becomes a channels-last (B, 3, H, W) for free.
     """
-    image_BHW3 = torch.from_numpy(batch.image_BHW3)
-    label_BHW = torch.from_numpy(batch.label_BHW)
-    if device.type == "cuda":
-        image_BHW3, label_BHW = image_BHW3.pin_memory(), label_BHW.pin_memory()
-    image_BHW3 = image_BHW3.to(device, non_blocking=True)
+    image_BHW3 = _moved(batch.image_BHW3, device)
     if batch.colour_B34 is not None and batch.inside_B4 is not None:
-        colour_B34, inside_B4 = torch.from_numpy(batch.colour_B34), torch.from_numpy(batch.inside_B4)
-        image_BHW3 = change_colours(image_BHW3, colour_B34.to(device), inside_B4.to(device))
+        colour_B34, inside_B4 = _moved(batch.colour_B34, device), _moved(batch.inside_B4, device)
+        image_BHW3 = change_colours(image_BHW3, colour_B34, inside_B4)
     return MicroBatch(
         image_B3HW=image_BHW3.permute(0, 3, 1, 2),
-        label_BHW=label_BHW.to(device, non_blocking=True),
+        label_BHW=_moved(batch.label_BHW, device),
         position=batch.positions[0],
     )
+
+
+def _moved(array: NDArray[Any], device: torch.device) -> Tensor:
+    """The array on the device. Pinned before, or the copy would wait for all that the device has to do."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def supports_bfloat16(device: torch.device) -> bool:

@@ -146,6 +146,16 @@ def test_a_trace_is_written_on_request(shards, tmp_path, surroundings):
     }
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_where_colours_change_changes_no_bit_of_the_weights(shards, tmp_path, surroundings, workers):
+    tensors = []
+    for where in ("loader", "device"):
+        settings = {"data__colour": where, "data__loader_workers": workers, "train__steps": 3}
+        fit(config(**settings), shards, tmp_path / where, surroundings())
+        tensors.append(newest_tensors(tmp_path / where))
+    assert [key for key in tensors[0] if not torch.equal(tensors[0][key], tensors[1][key])] == []
+
+
 def damaged(shards, tmp_path, split, number):
     """A copy of the shards in which one bit of each of `number` images differs."""
     root = shutil.copytree(shards, tmp_path / "damaged")
