@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -51,12 +52,12 @@ class Split:
     name: str
     shards: ShardTable
 
-    @property
+    @cached_property
     def samples(self) -> int:
         """Samples in all shards."""
         return int(self.shards.samples.sum())
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """Bytes of all shards."""
         return int(self.shards.bytes.sum())

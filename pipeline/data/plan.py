@@ -28,7 +28,7 @@ PLAN_FORMAT = "epoch-plan/2"
 
 
 def fit_streams(streams: int, num_samples: int, block: int, batch_global: int) -> int:
-    """The number of streams that `rank_positions` deals to any number of nodes without sharing one.
+    """The number of streams that goes into the batch, so that ranks, and nodes, can be dealt whole ones.
 
     At most `streams`, and one a block. It is a multiple of the global batch, or where that is larger one
     of its divisors: of those that keep half of the streams the one with the most divisors, so that 3 or
