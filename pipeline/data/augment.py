@@ -92,6 +92,7 @@ def augment(source: SourceSample, config: DataConfig, seed: int, position: int, 
     The same arguments give the same crop in every process, thread and NumPy version. Nothing but the
     labels of the candidates and the image of the chosen rectangle is decoded. Raises SampleError.
     """
+    assert into.label_hw.shape == (config.crop_height, config.crop_width), into.label_hw.shape
     # A fixed number of draws, all before the first use: what one of them decides shifts no other.
     draw = uniforms(raw_words(seed, Purpose.AUGMENT, (position, 0, 0), 10 + 2 * _TRIES)).tolist()
     settings = config.augment

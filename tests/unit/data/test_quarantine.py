@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import DataConfig
+from pipeline.config import DataConfig, StoreConfig
 from pipeline.data.augment import IDENTITY_34, PAD_RGB, CropBuffers, augment
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.quarantine import (
@@ -20,6 +20,7 @@ from pipeline.data.quarantine import (
     read_crop,
 )
 from pipeline.errors import SampleError, ShardError
+from tests.rclone_server import serving
 
 CONFIG = DataConfig(input_height=32, input_width=48, crop_height=24, crop_width=40)
 
@@ -81,6 +82,35 @@ def test_a_copy_that_went_bad_is_fetched_again_and_gives_the_sound_pixels(own, p
     assert crop.inside == other.inside
     assert np.array_equal(into.image_hw3, expected.image_hw3)
     assert np.array_equal(into.label_hw, expected.label_hw)
+
+
+def test_a_copy_of_a_remote_shard_that_went_bad_on_this_disk_costs_no_sample(packed, tmp_path):
+    with serving("http", Path(packed).parent) as address:
+        root = f"http://{address}/{Path(packed).name}"
+        dataset = ShardDataset.open(root, "train", StoreConfig(cache_dir=str(tmp_path)))
+        ref = dataset.ref(*dataset.locate(4))
+        dataset._store.bring(ref.shard)
+        (copy,) = (path for path in tmp_path.glob("**/shards/*/*/*") if path.is_file())
+        copy.write_bytes(bytes(len(copy.read_bytes())))
+        found, sound = buffers(), buffers()
+        read_crop(dataset.reader(), ref, CONFIG, 0, 99, found)
+        dataset._store.close()
+    local = ShardDataset.open(packed, "train")
+    augment(local.reader().open(local.ref(*local.locate(4))), CONFIG, 0, 99, sound)
+    assert np.array_equal(found.image_hw3, sound.image_hw3)
+    assert np.array_equal(found.label_hw, sound.label_hw)
+
+
+def test_a_sample_that_is_bad_at_its_address_is_given_up_and_its_neighbours_are_not(own, packed, tmp_path):
+    damage(own, ShardDataset.open(own, "train"), 4)
+    with serving("http", Path(own).parent) as address:
+        root = f"http://{address}/{Path(own).name}"
+        dataset = ShardDataset.open(root, "train", StoreConfig(cache_dir=str(tmp_path / "cache")))
+        reader, refs = dataset.reader(), [dataset.ref(*dataset.locate(index)) for index in (3, 4, 5)]
+        with pytest.raises(SampleError, match=rf"image of '{refs[1].entry.key}' at offset"):
+            read_crop(reader, refs[1], CONFIG, 0, 99, buffers())
+        assert [reader.read(ref).key for ref in (refs[0], refs[2])] == [refs[0].entry.key, refs[2].entry.key]
+        dataset._store.close()
 
 
 def test_a_sample_that_stays_bad_is_read_twice_and_given_up(own):
