@@ -34,7 +34,12 @@ def raw_words(seed: int, purpose: Purpose, counter: tuple[int, int, int], count:
 
 def permutation(seed: int, purpose: Purpose, counter: tuple[int, int, int], length: int) -> NDArray[np.int64]:
     """A random permutation of 0..length-1: the order of raw keys, equal keys by index."""
-    return np.argsort(raw_words(seed, purpose, counter, length), kind="stable").astype(np.int64)
+    words = raw_words(seed, purpose, counter, length)
+    order = np.argsort(words)  # two to four times as fast as a stable sort, and the same but for equal keys
+    ordered = words[order]
+    if np.any(ordered[1:] == ordered[:-1]):
+        order = np.argsort(words, kind="stable")
+    return order.astype(np.int64, copy=False)
 
 
 def uniforms(words: NDArray[np.uint64]) -> NDArray[np.float64]:
