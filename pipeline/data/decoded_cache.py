@@ -84,13 +84,13 @@ class _ShardFile:
     """A byte a sample that says whether it is there, then the pixels of all samples, in their order."""
 
     def __init__(self, folder: Path, shard: ShardEntry, entries: Sequence[SampleEntry]) -> None:
+        self._descriptor = -1
         stem = f"{shard.sha256}-{shard.index_sha256[:16]}"
         self._finished = folder / f"{stem}.pixels"
         self._unfinished = folder / f"{stem}.{_BOOT_ID.read_text().strip()}.filling"
         self._numbers = {entry.key: number for number, entry in enumerate(entries)}
         sizes = (_CHANNELS * entry.height * entry.width for entry in entries)
         *self._offsets, self._num_bytes = accumulate(sizes, initial=len(entries))
-        self._descriptor = -1
         folder.mkdir(parents=True, exist_ok=True)
         found = self._open_finished()
         self._is_finished = found is not None

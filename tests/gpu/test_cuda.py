@@ -2,18 +2,36 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from pipeline.config import BackboneConfig, HeadConfig, ModelConfig, OptimConfig
+from pipeline.config import BackboneConfig, DataConfig, HeadConfig, ModelConfig, OptimConfig
+from pipeline.data.augment import CropBuffers, augment, colour_in_place
 from pipeline.model.segmenter import build_segmenter, channels_last
 from pipeline.recipes import recipe
 from pipeline.settings import with_settings
 from pipeline.train import checkpoint, metrics
 from pipeline.train.batch_norm import synchronize_batch_norm
+from pipeline.train.colour import change_colours
 from pipeline.train.loop import fit
 from pipeline.train.optim import build_optimizer
 from pipeline.train.step import LateNumbers, supports_bfloat16
+
+
+class WholeSample:
+    key = "k"
+
+    def __init__(self, image, label):
+        self.image, self.label = image, label
+        self.height, self.width = label.shape
+
+    def image_region(self, rows, columns):
+        return self.image[rows, columns]
+
+    def label_region(self, rows, columns):
+        return self.label[rows, columns]
+
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU here")
 CUDA = torch.device("cuda", 0)
@@ -26,6 +44,20 @@ def test_late_numbers_are_read_as_they_were_while_the_device_is_busy():
     for _ in range(20):
         busy = busy @ busy
     assert [numbers.read() for numbers in late] == [[0, 7], [1, 7]]
+
+
+def test_colours_are_changed_to_the_pixels_that_opencv_makes():
+    """Whatever TF32 and fused multiply-adds do: the matrices leave nothing to round."""
+    images = np.random.default_rng(0).integers(0, 256, (256, 64, 96, 3), np.uint8)
+    labels = np.zeros((64, 96), np.uint8)
+    source = WholeSample(images[0].copy(), labels)
+    settings = DataConfig(input_height=64, input_width=96, crop_height=64, crop_width=96)
+    crops = [augment(source, settings, 0, p, CropBuffers(images[p], labels.copy())) for p in range(256)]
+    colour_B34, inside_B4 = np.stack([c.colour_34 for c in crops]), np.array([c.inside for c in crops])
+    found = change_colours(*(torch.from_numpy(a).to(CUDA) for a in (images, colour_B34, inside_B4)))
+    for image, crop in zip(images, crops, strict=True):
+        colour_in_place(image, crop.colour_34, crop.inside)
+    assert np.array_equal(found.cpu().numpy(), images)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

@@ -222,6 +222,24 @@ for index in list(range(11)) * 2:
     assert said == f"[event] the decoded cache {tmp_path} grows no further: File too large\n"
 
 
+@pytest.mark.parametrize("hindrance", ["no boot id", "a file in the way"])
+def test_where_there_can_be_no_cache_samples_are_read_without_one(
+    packed, tmp_path, monkeypatch, caplog, hindrance
+):
+    folder = tmp_path / "cache"
+    if hindrance == "no boot id":
+        monkeypatch.setattr(decoded_cache, "_BOOT_ID", tmp_path / "none")
+    else:
+        folder.write_bytes(b"")
+    dataset, all_refs = refs(packed)
+    reader = dataset.reader(str(folder))
+    with caplog.at_level(logging.WARNING):
+        for ref in all_refs:
+            assert np.array_equal(reader.read(ref).image_HW3, dataset.reader().read(ref).image_HW3)
+    assert len(caplog.records) == 1
+    assert f"[event] the decoded cache {folder} grows no further" in caplog.text
+
+
 def test_a_disk_that_fills_up_ends_the_filling_and_what_is_cached_serves_on(
     packed, tmp_path, monkeypatch, caplog
 ):
