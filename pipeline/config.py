@@ -100,7 +100,7 @@ class DataConfig:
     prefetch: int = 4
     """Batches read ahead a loader worker."""
     worker_timeout_s: float = 60.0
-    """Longest time a loader worker may take over a sample before it is replaced."""
+    """Longest time a loader worker may take over a sample, a server's own time-outs left out."""
     colour: Literal["auto", "loader", "device"] = "auto"
     """Where the colours of a crop are changed; `auto` takes the device for GPUs."""
     quarantine_max: int = 20

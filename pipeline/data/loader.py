@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from typing import Any
@@ -114,21 +115,18 @@ class TrainLoader:
         """
         workers = self._config.loader_workers
         ahead = max(1, self._config.prefetch * workers)
-        ring = SlotRing(self._setup.layout, shared=workers > 0)
-        readers = self._readers(ring)
-        rows = self._rows_ahead(position, readers)
-        filling: deque[_Filling] = deque()
         numbers = count(0, self._batch_per_rank)
-        try:
+        filling: deque[_Filling] = deque()
+        with (
+            closing(SlotRing(self._setup.layout, shared=workers > 0)) as ring,
+            closing(self._readers(ring)) as readers,
+        ):
+            rows = self._rows_ahead(position, readers)
             while True:
                 while len(filling) < ahead:
                     filling.append(self._begin(next(numbers), rows, ring, readers))
                 self._await_first(filling, readers, rows)
                 yield self._finish(filling.popleft())
-        finally:
-            filling.clear()
-            readers.close()
-            ring.close()
 
     def usage(self) -> LoaderUsage:
         """What reading has cost so far."""

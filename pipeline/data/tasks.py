@@ -19,6 +19,7 @@ from pipeline.data.index import Member, SampleEntry
 from pipeline.data.reader import SampleRef
 from pipeline.data.shard_table import ShardEntry
 from pipeline.data.slots import SlotLayout
+from pipeline.data.store.address import is_address
 from pipeline.errors import PipelineError
 
 # Ten times as fast as dataclasses.astuple, which the thread that trains would feel.
@@ -43,6 +44,14 @@ class Setup:
     def layout(self) -> SlotLayout:
         """What a slot holds."""
         return SlotLayout(self.batch, self.data.crop_height, self.data.crop_width)
+
+    @property
+    def timeout_s(self) -> float:
+        """Longest that a sample may take; a server's own error comes first, as it says more."""
+        store = self.data.store
+        # A read that proves bad is done once more.
+        tries_s = 2 * store.attempts * store.timeout_s if is_address(self.root) else 0.0
+        return self.data.worker_timeout_s + tries_s
 
     def line(self) -> bytes:
         """The setup as a line."""

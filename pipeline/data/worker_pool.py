@@ -59,7 +59,7 @@ class _Seat:
         self.tasks: dict[int, Task] = {}
         self.ready, self.failed_starts = False, 0
         self.quiet_s = 0.0
-        """Time that the loader has waited since this worker was last heard; none while it did not wait."""
+        """Time that the loader has waited since this worker's last answer; none while it did not wait."""
 
 
 class WorkerPool:
@@ -68,7 +68,7 @@ class WorkerPool:
     def __init__(self, workers: int, setup: Setup, memory: int) -> None:
         self.restarts = 0
         """Workers that were replaced."""
-        self._setup, self._memory, self._timeout_s = setup.line(), memory, setup.data.worker_timeout_s
+        self._setup, self._memory, self._timeout_s = setup.line(), memory, setup.timeout_s
         self._selector = selectors.DefaultSelector()
         self._deaths: dict[int, int] = {}
         self._seats: list[_Seat] = []
@@ -134,14 +134,14 @@ class WorkerPool:
         found: list[Reply] = []
         messages, lives = seat.process.receive()
         for message in messages:
-            seat.quiet_s = 0.0
             if isinstance(message, list):
+                seat.quiet_s = 0.0
                 reply = Reply.from_list(message)
                 del seat.tasks[reply.number]
                 self._deaths.pop(reply.number, None)
                 found.append(reply)
             elif "ready" in message:
-                seat.ready, seat.failed_starts = True, 0
+                seat.ready, seat.failed_starts, seat.quiet_s = True, 0, 0.0
             else:
                 level, name, text = message["log"]
                 logging.getLogger(name).log(level, "%s", text)

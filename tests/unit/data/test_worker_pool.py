@@ -185,6 +185,12 @@ def test_what_a_worker_is_told_arrives_as_it_was(packed):
     assert Setup.from_line(setup.line()) == setup
 
 
+def test_a_server_has_used_up_its_own_tries_before_a_worker_is_called_late():
+    config = dataclasses.replace(CONFIG, worker_timeout_s=5.0, store=StoreConfig(timeout_s=3.0, attempts=4))
+    assert Setup("/a/folder", 19, config, 0, 1, defer_colour=False).timeout_s == 5.0
+    assert Setup("https://host/shards", 19, config, 0, 1, defer_colour=False).timeout_s >= 5.0 + 3.0 * 4
+
+
 def test_far_more_tasks_than_a_socket_takes_neither_block_nor_get_lost(packed, calm):
     pool, ring, tasks = pool_with_tasks(packed, count=3000)
     pool.submit(tasks)
