@@ -12,7 +12,8 @@ import tyro
 from pipeline.config import StoreConfig
 from pipeline.data.manifest import load_manifest
 from pipeline.data.packing.class_file import read_class_file
-from pipeline.data.packing.tar_index import IndexOptions, expand_braces, index_shards
+from pipeline.data.packing.shard_names import expand_braces
+from pipeline.data.packing.tar_index import IndexOptions, index_shards
 from pipeline.data.packing.tar_samples import MemberNames
 from pipeline.data.packing.verify import chosen_shards, verify_shards
 from pipeline.data.staging import stage_shards

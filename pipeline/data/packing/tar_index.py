@@ -8,13 +8,10 @@ read once; every label is decoded, every image's header and checksums are looked
 from __future__ import annotations
 
 import logging
-import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -24,14 +21,13 @@ from pipeline.data.labels import IGNORE, ClassTable
 from pipeline.data.manifest import MANIFEST_NAME, Manifest, Split, make_manifest, manifest_text
 from pipeline.data.packing.output import open_output, write_whole
 from pipeline.data.packing.parallel import MapTasks
+from pipeline.data.packing.shard_names import SplitFrom, find_tars, split_of
 from pipeline.data.packing.tar_samples import MemberNames, TarSample, read_samples
 from pipeline.data.packing.tar_stream import TarStream, originals
 from pipeline.data.shard_table import ShardEntry, ShardTable, sha256_hex
-from pipeline.data.store import safe_name
 from pipeline.errors import ConfigError, DatasetError, ShardError
 
 _LOG = logging.getLogger(__name__)
-_SPLIT = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class IndexOptions:
     names: MemberNames = MemberNames()  # noqa: RUF009 - frozen
     split: str = ""
     """Split that all shards belong to; without it their folder, or their name, says it."""
-    split_from: Literal["folder", "name"] = "folder"
+    split_from: SplitFrom = "folder"
     """What names the split: `train/x.tar`, or `train-000000.tar`."""
 
 
@@ -69,7 +65,7 @@ def index_shards(root: str, tars: Sequence[str], options: IndexOptions, map_task
             "remove it to index again"
         )
     names = list(tars) or find_tars(root)
-    splits = {name: split_of(name, options) for name in names}
+    splits = {name: split_of(name, options.split, options.split_from) for name in names}
     scan = partial(scan_tar, root=root, classes=options.classes, names=options.names)
     scanned: list[Scanned] = []
     for result in map_tasks(scan, names):
@@ -113,58 +109,6 @@ def refuse_other_ids(classes: ClassTable) -> None:
             "0, 1, … in the order of the classes, and 255 where ignored; pack the source with "
             "jobs/pack_folder.py to have them converted"
         )
-
-
-def find_tars(root: str) -> list[str]:
-    """The names of all tars below a folder, in order; raises ConfigError for an address."""
-    if "://" in root:
-        raise ConfigError(
-            f"{root} cannot be listed; name its shards: --shards 'train/train-{{000000..000099}}.tar'"
-        )
-    folder = Path(root)
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tar"))
-    if not names:
-        raise ShardError(f"no *.tar in {root}; type the folder that holds the shards")
-    return names
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """The names that `train-{000..012}.tar` stands for; several ranges multiply."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if match is None:
-        if "{" in pattern or "*" in pattern:
-            raise ConfigError(f"--shards {pattern}: type a range as in train-{{000000..000099}}.tar")
-        return [pattern]
-    first, last = int(match[1]), int(match[2])
-    if last < first or last - first >= 10**7:
-        raise ConfigError(f"--shards {pattern}: {match[0]} is no range")
-    width = len(match[1]) if match[1].startswith("0") else 0
-    before, after = pattern[: match.start()], pattern[match.end() :]
-    return [
-        f"{before}{number:0{width}d}{rest}"
-        for number in range(first, last + 1)
-        for rest in expand_braces(after)
-    ]
-
-
-def split_of(name: str, options: IndexOptions) -> str:
-    """The split that a shard belongs to; raises ConfigError where nothing says it."""
-    if not safe_name(name) or not name.endswith(".tar"):
-        raise ConfigError(
-            f"shard {name!r}: a shard's name has letters, digits, . - _ and / and ends in .tar; rename it"
-        )
-    if options.split:
-        found = options.split
-    elif options.split_from == "folder":
-        found = name.rpartition("/")[0].rpartition("/")[2]
-    else:
-        found = re.split(r"[-_.]?\d|\.", name.rpartition("/")[2])[0]
-    if _SPLIT.fullmatch(found) is None:
-        raise ConfigError(
-            f"shard {name} does not say its split: move it into a folder named so (train/{name}), type "
-            "--split NAME, or --split-from name for names such as train-000000.tar"
-        )
-    return found
 
 
 def _entry(stream: TarStream, sample: TarSample, classes: ClassTable) -> SampleEntry:

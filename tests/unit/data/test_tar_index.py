@@ -17,7 +17,8 @@ import webdataset
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.labels import CITYSCAPES, ClassTable
 from pipeline.data.packing.parallel import in_turn
-from pipeline.data.packing.tar_index import IndexOptions, Scanned, expand_braces, index_shards, scan_tar
+from pipeline.data.packing.shard_names import expand_braces
+from pipeline.data.packing.tar_index import IndexOptions, Scanned, index_shards, scan_tar
 from pipeline.data.packing.tar_samples import MemberNames, TarSample, read_samples
 from pipeline.data.packing.tar_stream import TarStream
 from pipeline.errors import ConfigError, ShardError
