@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, partial
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.decode import place
 from pipeline.data.decoded_cache import DecodedCache
-from pipeline.data.encoded_picture import EncodedPicture
+from pipeline.data.encoded_picture import EncodedPicture, ReadMember
 from pipeline.data.index import Member, SampleEntry
 from pipeline.data.labels import IGNORE
 from pipeline.data.shard_table import ShardEntry
@@ -125,35 +125,20 @@ class _EncodedSample:
     def __init__(
         self, entry: SampleEntry, read: Callable[[Member, int, int], bytes], num_classes: int, shard: str
     ) -> None:
-        self._entry, self._read, self._shard, self._num_classes = entry, read, shard, num_classes
         self.key, self.height, self.width = entry.key, entry.height, entry.width
+        self._num_classes, self._where = num_classes, place(shard, entry, entry.label)
+        self._image = EncodedPicture(partial(read, entry.image), entry, entry.image, shard)
+        self._label = EncodedPicture(
+            _at_once(partial(read, entry.label), entry.label), entry, entry.label, shard
+        )
 
     def image_region(self, rows: slice, columns: slice) -> NDArray[np.uint8]:
         return self._image.region(rows, columns)
 
     def label_region(self, rows: slice, columns: slice) -> NDArray[np.uint8]:
         label_hw = self._label.region(rows, columns)
-        _refuse_foreign_ids(label_hw, self._num_classes, place(self._shard, self._entry, self._entry.label))
+        _refuse_foreign_ids(label_hw, self._num_classes, self._where)
         return label_hw
-
-    @cached_property
-    def _image(self) -> EncodedPicture:
-        entry = self._entry
-        return EncodedPicture(
-            lambda offset, num_bytes: self._read(entry.image, offset, num_bytes),
-            entry,
-            entry.image,
-            self._shard,
-        )
-
-    @cached_property
-    def _label(self) -> EncodedPicture:
-        entry = self._entry
-        # Labels are small, and several regions of one may be asked for: it is read at once.
-        data = self._read(entry.label, 0, entry.label.bytes)
-        return EncodedPicture(
-            lambda offset, num_bytes: data[offset : offset + num_bytes], entry, entry.label, self._shard
-        )
 
 
 class _DecodedSample:
@@ -174,6 +159,13 @@ class _DecodedSample:
         label_hw = self._label_HW[rows, columns]
         _refuse_foreign_ids(label_hw, self._num_classes, self._where)
         return label_hw
+
+
+def _at_once(read: ReadMember, member: Member) -> ReadMember:
+    """The same, by one read at the first call: labels are small, and several regions may be asked for."""
+    # Not a property of the sample: pictures that lie in a cycle of references are freed late.
+    whole = cache(lambda: read(0, member.bytes))
+    return lambda offset, num_bytes: whole()[offset : offset + num_bytes]
 
 
 def _refuse_foreign_ids(label_hw: NDArray[np.uint8], num_classes: int, where: str) -> None:

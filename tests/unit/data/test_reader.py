@@ -1,5 +1,7 @@
 """Regions: the pixels of the whole picture for a part of its bytes, each of them checked."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import cv2
@@ -102,6 +104,20 @@ def test_nothing_is_read_before_it_is_asked_for_and_a_label_is_read_once(tall):
         source.label_region(slice(top, top + 60), slice(10, 90))
     label = dataset.ref(0, 1).entry.label
     assert spy.ranges == [(label.offset, label.bytes)]
+
+
+def test_pictures_are_freed_with_their_sample_without_waiting_for_the_garbage_collector(tall):
+    dataset, reader, _ = spied(tall)
+    gc.disable()
+    try:
+        source = reader.open(dataset.ref(0, 0))
+        source.label_region(slice(0, 9), slice(0, 9))
+        source.image_region(slice(0, 9), slice(0, 9))
+        held = weakref.ref(source)
+        del source
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("tall", ["striped"], indirect=True)
