@@ -4,8 +4,8 @@
 
 Same pictures, same crop policy (scale 0.5 to 2, flip, colours, no class above 0.75 of a crop), two
 workers, batches as contiguous arrays in the consumer's process. Each number is a fresh process; its CPU
-time is that of all its processes, start and warm-up left out. `limit` is decoding and cropping alone, in
-one process and from bytes in memory; a loader's share of it tells what its machinery leaves of a core.
+time is that of all its processes, start and warm-up left out. `limit` is decoding and cropping alone,
+from bytes in memory, in one process a core; a loader's share of it tells what its machinery leaves.
 """
 
 from __future__ import annotations
