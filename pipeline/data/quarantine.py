@@ -65,6 +65,8 @@ class Quarantine:
         self._known = _listed(self._path)
         self.count = len(self._known) if counts_earlier else 0
         """Distinct samples that this rank answers for; the sum over ranks is the run's."""
+        self.total = 0
+        """That sum, as it was last told to `refuse_above_limit`."""
 
     def note(self, position: int, shard: str, key: str, error: str) -> None:
         """Append a sample to the file and log it, unless it is known; raises WorldStateError."""
@@ -87,6 +89,7 @@ class Quarantine:
 
     def refuse_above_limit(self, count: int) -> None:
         """Raises ShardError where all ranks together have `count` samples, more than the run goes without."""
+        self.total = count
         if count > self._limit:
             last = _last_line(self._path)
             raise ShardError(

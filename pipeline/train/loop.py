@@ -108,6 +108,7 @@ def _record(run: Run) -> None:
             f"(loss {values[metrics.LOSS]:.3g}, gradient norm {values[metrics.GRADIENT_NORM]:.3g}); "
             f"try a smaller --optim.lr than {run.config.optim.lr:g}, or --optim.clip_norm 1"
         )
+    values[metrics.QUARANTINED] = run.quarantine.total
     values[metrics.SAMPLES_PER_S] = run.progress.samples_per_s(run.state)
     run.context.metrics(run.state.step, values)
     run.progress.step_line(run.state, values, window.bottleneck)

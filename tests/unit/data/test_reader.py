@@ -10,6 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.config import DataConfig
+from pipeline.data.augment import CropBuffers, augment, colour_in_place
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.labels import CITYSCAPES
 from pipeline.data.packing.pack import pack_cityscapes
@@ -85,6 +87,34 @@ def test_regions_are_cut_from_the_whole_picture_in_any_order(tall, sample, regio
     for rows, columns in regions:
         assert np.array_equal(source.label_region(rows, columns), label[rows, columns])
         assert np.array_equal(source.image_region(rows, columns), image[rows, columns])
+
+
+def test_a_crop_of_a_shard_is_the_crop_of_the_whole_pictures(tall):
+    made = DataConfig(input_height=HEIGHT, input_width=WIDTH, crop_height=64, crop_width=48)
+    dataset, reader, _ = spied(tall)
+
+    class Whole:
+        key = "whole"
+        height, width = HEIGHT, WIDTH
+
+        def __init__(self, sample):
+            self._image, self._label = by_opencv(tall, dataset, sample)
+
+        def image_region(self, rows, columns):
+            return self._image[rows, columns]
+
+        def label_region(self, rows, columns):
+            return self._label[rows, columns]
+
+    wholes = [Whole(sample) for sample in range(3)]
+    for position in range(60):
+        ref, crops = dataset.ref(0, position % 3), []
+        for source in (reader.open(ref), wholes[position % 3]):
+            into = CropBuffers(np.empty((64, 48, 3), np.uint8), np.empty((64, 48), np.uint8))
+            result = augment(source, made, 5, position, into)
+            colour_in_place(into.image_hw3, result.colour_34, result.inside)
+            crops.append((into.image_hw3.tobytes(), into.label_hw.tobytes()))
+        assert crops[0] == crops[1]
 
 
 def test_whole_samples_are_what_opencv_reads(tall):

@@ -173,9 +173,10 @@ def damaged(shards, tmp_path, split, number):
 def test_a_run_over_a_flipped_bit_goes_on_and_names_the_sample_once(shards, tmp_path, surroundings, caplog):
     root, bad = damaged(shards, tmp_path, "train", 1)
     with caplog.at_level("WARNING"):
-        result = fit(config(train__steps=8), root, tmp_path / "run", surroundings())  # 2.5 epochs
+        context = surroundings()
+        result = fit(config(train__steps=8), root, tmp_path / "run", context)  # 2.5 epochs
     assert (result.status, result.step) == ("ok", 8)
-    assert num_quarantined(tmp_path / "run") == 1
+    assert num_quarantined(tmp_path / "run") == context.points[metrics.QUARANTINED, 8] == 1
     (line,) = (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()
     noted = json.loads(line)
     assert (noted["key"], noted["shard"]) == (bad.entry.key, bad.shard.name)
