@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 PART_BYTES = 8 << 20
 """Most that one request asks for, so that a lost connection costs no more."""
 
-_FIRST_PAUSE_S = 0.01
-_GROWTH = 5.0
+_FIRST_PAUSE_S = 0.005
+_GROWTH = 6.0
 _LONGEST_PAUSE_S = 20.0
 
 T = TypeVar("T")

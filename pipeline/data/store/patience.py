@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from pipeline.data.store.transport import Part, Transient
 
-_TIMES_THE_MEDIAN = 4.0
+_TIMES_THE_MEDIAN = 3.0
 _LEAST_S = 0.05
 _UNKNOWN_S = 0.5
 """Patience while nothing is known."""

@@ -242,12 +242,12 @@ def test_second_requests_are_few_where_everything_is_slow():
 
 def test_patience_is_a_few_medians_and_knows_sizes_apart():
     patience = known(0.1)
-    assert patience.limit_s(4) == pytest.approx(0.4)
+    assert patience.limit_s(4) == pytest.approx(0.3)
     for _ in range(20):
         patience.note(1 << 23, 1.0)
-    assert patience.limit_s(4) == pytest.approx(0.4)
-    assert patience.limit_s(1 << 23) == pytest.approx(4.0)
-    assert patience.limit_s(1 << 15) == pytest.approx(4.0), "like the slowest, where a size is new"
+    assert patience.limit_s(4) == pytest.approx(0.3)
+    assert patience.limit_s(1 << 23) == pytest.approx(3.0)
+    assert patience.limit_s(1 << 15) == pytest.approx(3.0), "like the slowest, where a size is new"
 
 
 def test_a_silent_request_is_not_waited_for_when_the_second_one_fails():
