@@ -111,6 +111,12 @@ class DataConfig:
     """Folder on a local disk for decoded samples, filled as they are read; empty turns it off."""
     store: StoreConfig = field(default_factory=StoreConfig)
     """How shards at an address are read."""
+    unindexed_train: str = ""
+    """Train on WebDataset shards that have no index, such as s3://b/train-{000..099}.tar; the classes and
+    what is evaluated still come from --shards. Weaker promises: not every sample comes exactly once an
+    epoch, a resumed run starts the stream anew with another shuffle, the order depends on the number of
+    ranks, and what a damaged tar loses is noticed only where the tar reader stumbles. `shards.py index`
+    gives all of that back."""
 
     def __post_init__(self) -> None:
         for name in ("input_height", "input_width", "crop_height", "crop_width"):

@@ -100,10 +100,16 @@ def refuse_idle_settings(config: Config, typed: Iterable[str]) -> None:
          "one of them above 0"),
     )  # fmt: skip
     names = list(typed)
-    for idle in {"data.prefetch", "data.worker_timeout_s"} & set(names):
+    for setting in {"data.prefetch", "data.worker_timeout_s"} & set(names):
         if config.data.loader_workers == 0:
             raise ConfigError(
-                f"there are no loader workers: leave out --{idle}, or take --data.loader_workers above 0"
+                f"there are no loader workers: leave out --{setting}, or take --data.loader_workers above 0"
+            )
+    for setting in ("data.streams", "data.block", "data.decoded_cache", "data.worker_timeout_s"):
+        if config.data.unindexed_train and setting in names:
+            raise ConfigError(
+                f"unindexed shards are streamed as they lie: leave out --{setting}, or index the shards with "
+                "python jobs/shards.py index"
             )
     if config.optim.warmup_steps >= config.train.steps and "optim.warmup_steps" in names:
         raise ConfigError(

@@ -15,6 +15,7 @@ from pipeline.config import Config, require
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.loader import TrainLoader
 from pipeline.data.quarantine import Quarantine, quarantine_limit
+from pipeline.data.unindexed import UnindexedLoader
 from pipeline.errors import CheckpointError, WorldStateError
 from pipeline.model.segmenter import Segmenter, build_segmenter, channels_last
 from pipeline.settings import config_hash, to_dict
@@ -42,7 +43,7 @@ class Run:
     ema: Ema | None
     optimizer: torch.optim.Optimizer
     runner: StepRunner
-    loader: TrainLoader
+    loader: TrainLoader | UnindexedLoader
     quarantine: Quarantine
     validation: ShardDataset
     state: TrainState
@@ -106,11 +107,17 @@ def assemble(config: Config, shards: str, run_dir: Path, context: RunContext) ->
 
 def _build_loader(
     config: Config, training: ShardDataset, quarantine: Quarantine, world: World, device: torch.device
-) -> TrainLoader:
-    colour, batch_per_rank = config.data.colour, config.train.micro_batch_per_rank(world.size)
+) -> TrainLoader | UnindexedLoader:
+    batch_per_rank = config.train.micro_batch_per_rank(world.size)
+    defer_colour = config.data.colour == "device" or (config.data.colour == "auto" and device.type == "cuda")
+    if config.data.unindexed_train:
+        return UnindexedLoader(
+            training.classes.num_classes, config.data, config.train.seed, world, batch_per_rank,
+            quarantine=quarantine, defer_colour=defer_colour,
+        )  # fmt: skip
     return TrainLoader(
         training, config.data, config.train.seed, world, batch_per_rank, quarantine=quarantine,
-        defer_colour=colour == "device" or (colour == "auto" and device.type == "cuda"),
+        defer_colour=defer_colour,
     )  # fmt: skip
 
 
@@ -125,7 +132,7 @@ def _build_model(config: Config, num_classes: int, world: World, device: torch.d
 
 def _restore(
     config: Config, run_dir: Path, world: World, model: Segmenter, ema: Ema | None,
-    optimizer: torch.optim.Optimizer, loader: TrainLoader,
+    optimizer: torch.optim.Optimizer, loader: TrainLoader | UnindexedLoader,
 ) -> TrainState:  # fmt: skip
     """Fill model, EMA and optimizer from the newest whole checkpoint; rank 0 chooses it for all."""
     if world.is_main:
