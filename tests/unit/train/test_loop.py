@@ -170,11 +170,15 @@ def damaged(shards, tmp_path, split, number):
     return str(root), ref
 
 
-def test_a_run_over_a_flipped_bit_goes_on_and_names_the_sample_once(shards, tmp_path, surroundings, caplog):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_over_a_flipped_bit_goes_on_and_names_the_sample_once(
+    shards, tmp_path, surroundings, caplog, workers
+):
     root, bad = damaged(shards, tmp_path, "train", 1)
     with caplog.at_level("WARNING"):
         context = surroundings()
-        result = fit(config(train__steps=8), root, tmp_path / "run", context)  # 2.5 epochs
+        settings = {"train__steps": 8, "data__loader_workers": workers}  # 2.5 epochs
+        result = fit(config(**settings), root, tmp_path / "run", context)
     assert (result.status, result.step) == ("ok", 8)
     assert num_quarantined(tmp_path / "run") == context.points[metrics.QUARANTINED, 8] == 1
     (line,) = (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()
