@@ -270,3 +270,23 @@ def test_a_server_that_goes_down_is_told_after_the_tries_that_are_allowed(s3, st
             dataset.sample_at(0)
         proxy.down = False
         assert dataset.sample_at(0).key
+
+
+@pytest.mark.cluster
+def test_a_job_trains_from_an_address_once_its_first_shards_are_on_the_node(served, store, start_job):
+    with serving("http", served) as upstream, FaultyProxy(upstream, faults=True).running() as proxy:
+        job = start_job(
+            "--workers", "2", "--train.steps", "4", "--register", "", "--name", "remote",
+            "--data.store.cache_dir", store.cache_dir, "--data.store.lookahead", "8",
+            shards=f"{proxy.url}/bucket/city",
+        )  # fmt: skip
+        result = job.result()
+        asked = [seen.path.rpartition("/")[2] for seen in proxy.gets(".tar")]
+    assert result["status"] == "ok"
+    assert result["step"] == 4
+    staged, trained = job.text.index("[stage] "), job.text.index("[train] ")
+    assert staged < trained
+    assert "no room" not in job.text[staged:trained]
+    assert len(shards_here(store)) >= 8
+    assert partials(store) == []
+    assert set(asked) > {"val-000000.tar"}
