@@ -1,7 +1,8 @@
 """What a loader and one of its workers tell each other: lines of JSON, never pickles.
 
-To the worker: its Setup; then tasks as lists, and shards to stage as objects. Back: replies as lists,
-and objects for "ready", once, and for records of the worker's log.
+To the worker: its Setup; then tasks as lists, an empty one after those that are handed over at once, and
+shards to stage as objects. Back: replies as lists, and objects for "ready", once, and for records of the
+worker's log.
 """
 
 from __future__ import annotations
@@ -108,6 +109,10 @@ class Reply(NamedTuple):
         """The reply whose line held these values; its error is of the type that was raised."""
         number, store_s, decode_s, *error = values
         return cls(number, Cost(store_s, decode_s), _error(*error) if error else None)
+
+
+ANSWER_LINE = b"[]\n"
+"""Ends what is handed over at once: the replies to it may come together."""
 
 
 def stage_line(shard: ShardEntry) -> bytes:

@@ -16,6 +16,7 @@ import select
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
@@ -29,6 +30,9 @@ from pipeline.data.store import Store, open_store
 from pipeline.data.tasks import Reply, Setup, Task, log_line, ready_line, staged_shard
 from pipeline.errors import PipelineError
 
+_HOLD_S = 0.1
+"""Silence after which a reply waits for no other: a worker that says nothing for too long is replaced."""
+
 
 def main(socket_number: int, memory: int) -> None:
     """Work until the other end of the socket is closed."""
@@ -39,12 +43,18 @@ def main(socket_number: int, memory: int) -> None:
     lines = connection.lines()
     worker = _Worker(Setup.from_line(next(lines)), memory)
     connection.send(ready_line())
+    replies, sent_s = b"", time.monotonic()
     for line in lines:
         message = json.loads(line)
         if isinstance(message, dict):
             worker.stage(message)
-        else:
-            connection.send(worker.answer(Task.from_list(message)).line())
+            continue
+        if message:
+            replies += worker.answer(Task.from_list(message)).line()
+        # To wake the process that trains costs more than all that a reply says.
+        if not message or time.monotonic() - sent_s > _HOLD_S:
+            connection.send(replies)
+            replies, sent_s = b"", time.monotonic()
 
 
 class _Worker:

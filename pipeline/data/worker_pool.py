@@ -18,7 +18,7 @@ from typing import Protocol
 from pipeline.data.crop_writer import Cost, CropWriter
 from pipeline.data.shard_table import ShardEntry
 from pipeline.data.slots import SlotArrays
-from pipeline.data.tasks import Reply, Setup, Task, stage_line
+from pipeline.data.tasks import ANSWER_LINE, Reply, Setup, Task, stage_line
 from pipeline.data.worker_process import WorkerProcess
 from pipeline.errors import PipelineError, WorldStateError
 
@@ -89,7 +89,7 @@ class WorkerPool:
             seat.tasks[task.number] = task
             lines.setdefault(seat.number, []).append(task.line())
         for number, mine in lines.items():
-            self._send(self._seats[number], b"".join(mine))
+            self._send(self._seats[number], b"".join([*mine, ANSWER_LINE]))
 
     def stage(self, shard: ShardEntry) -> None:
         """Have a shard brought to this machine; one worker does it all, so that `downloads` is kept."""
@@ -173,7 +173,8 @@ class WorkerPool:
         self._refuse_hopeless(seat, why)
         self.restarts += 1
         seat.process, seat.ready, seat.quiet_s = self._start(seat.number), False, 0.0
-        self._send(seat, b"".join(task.line() for task in seat.tasks.values()))
+        # Answered one by one, so that it is known over which of them a worker ends.
+        self._send(seat, b"".join(task.line() + ANSWER_LINE for task in seat.tasks.values()))
         logger.warning(
             "[event] loader worker %d %s; another one reads its %d samples",
             seat.number, why, len(seat.tasks),
