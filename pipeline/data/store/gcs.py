@@ -34,7 +34,7 @@ class GcsTransport:
         self._one_try: dict[str, Any] = {"timeout": timeout_s, "retry": None}
 
     def get(self, url: str, offset: int, num_bytes: int) -> Part:
-        """The range, by one GET of exactly it after one of the object's size."""
+        """The range, by one GET after one of the object's size; raises Transient or a PipelineError."""
         parameters = {
             "client": self._client,
             "get_blob_kwargs": self._one_try,
