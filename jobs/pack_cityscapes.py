@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout or the job's copy of it
 
-from pipeline.data.packing.pack import PackReport, pack_cityscapes
-from pipeline.data.packing.pictures import TreeError
+from pipeline.data.packing.pack import pack_cityscapes
 from pipeline.launch.command_line import parse_flags
 from pipeline.launch.job import Result, run_job
+from pipeline.launch.pack_job import FIELDS, run_packing
 from pipeline.launch.paths import resolve_path
-from pipeline.launch.ray_map import task_map
 
 
 @dataclass(frozen=True)
@@ -41,18 +40,13 @@ def pack(result: Result, argv: list[str]) -> None:
     """Fills in the job's RESULT."""
     flags = parse_flags(Flags, argv)
     root, out = resolve_path("--root", flags.root), resolve_path("--out", flags.out)
-    try:
-        with task_map(flags.processes) as map_tasks:
-            report = pack_cityscapes(root, out, flags.splits, flags.codec, map_tasks=map_tasks)
-    except TreeError as error:
-        result["refused"] = len(error.problems)
-        raise
-    result |= asdict(report)
-    print(
-        f"[done]  {report.samples} samples in {report.shards} shards, {report.bytes / 1e6:.1f} MB; "
-        f"now type: python jobs/train_cityscapes.py --shards {out}"
+    run_packing(
+        result,
+        flags.processes,
+        out,
+        lambda map_tasks: pack_cityscapes(root, out, flags.splits, flags.codec, map_tasks=map_tasks),
     )
 
 
 if __name__ == "__main__":
-    sys.exit(run_job("pack", partial(pack, argv=sys.argv[1:]), (f.name for f in fields(PackReport))))
+    sys.exit(run_job("pack", partial(pack, argv=sys.argv[1:]), FIELDS))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,13 +11,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout or 
 
 from pipeline.data.packing.class_file import read_class_file
 from pipeline.data.packing.codec import parse_codec
-from pipeline.data.packing.pack import PackReport, pack_folder
-from pipeline.data.packing.pictures import TreeError
+from pipeline.data.packing.pack import pack_folder
 from pipeline.data.packing.shard_plan import PackOptions
 from pipeline.launch.command_line import parse_flags
 from pipeline.launch.job import Result, run_job
+from pipeline.launch.pack_job import FIELDS, run_packing
 from pipeline.launch.paths import resolve_path
-from pipeline.launch.ray_map import task_map
 
 
 @dataclass(frozen=True)
@@ -52,15 +51,8 @@ def pack(result: Result, argv: list[str]) -> None:
     images, labels = resolve_path("--images", flags.images), resolve_path("--labels", flags.labels)
     out, classes = resolve_path("--out", flags.out), resolve_path("--classes", flags.classes)
     options = PackOptions(read_class_file(Path(classes)), parse_codec(flags.codec), flags.palette)
-    try:
-        with task_map(flags.processes) as map_tasks:
-            report = pack_folder(images, labels, out, options, flags.split, map_tasks)
-    except TreeError as error:
-        result["refused"] = len(error.problems)
-        raise
-    result |= asdict(report)
-    print(f"[done]  {report.samples} samples in {report.shards} shards, {report.bytes / 1e6:.1f} MB at {out}")
+    run_packing(result, flags.processes, out, partial(pack_folder, images, labels, out, options, flags.split))
 
 
 if __name__ == "__main__":
-    sys.exit(run_job("pack", partial(pack, argv=sys.argv[1:]), (f.name for f in fields(PackReport))))
+    sys.exit(run_job("pack", partial(pack, argv=sys.argv[1:]), FIELDS))

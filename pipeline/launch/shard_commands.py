@@ -137,7 +137,7 @@ def stage(result: Result, argv: list[str]) -> None:
     )
 
 
-COMMANDS = {"index": index, "verify": verify, "stage": stage}
+COMMANDS = {"index": (index, IndexFlags), "verify": (verify, VerifyFlags), "stage": (stage, StageFlags)}
 FIELDS = ("shards", "samples", "bytes", "manifest_id", "problems", "left_out")
 """The commands' keys of the RESULT line."""
 
@@ -146,13 +146,14 @@ def run_command(result: Result, argv: list[str]) -> None:
     """Runs the command that is named first; raises ConfigError where none is."""
     name = argv[0] if argv else ""
     if name in ("-h", "--help"):
-        commands = "\n".join(f"  {name:7s}{function.__doc__}" for name, function in COMMANDS.items())
-        _say(f"shards.py COMMAND DIR_OR_URL …; each command has a --help of its own:\n{commands}")
+        _say("usage: shards.py COMMAND DIR_OR_URL …\n\nEach command has a --help of its own:\n")
+        for known, (_, flags) in COMMANDS.items():
+            _say(f"  {known:8s}{(flags.__doc__ or '').splitlines()[0]}")
         raise SystemExit(0)
     if name not in COMMANDS:
         hint = nearest(name, COMMANDS)
         raise ConfigError(f"no command {name!r}{hint}; type shards.py {'|'.join(COMMANDS)} DIR_OR_URL")
-    COMMANDS[name](result, argv[1:])
+    COMMANDS[name][0](result, argv[1:])
 
 
 def _say(line: str) -> None:

@@ -1,5 +1,6 @@
 """Packing to an object store: the objects of a local packing, whole or not there, going on after a kill."""
 
+import json
 import os
 import subprocess
 import sys
@@ -159,3 +160,28 @@ def test_no_manifest_is_seen_before_its_shards(bucket, tree, monkeypatch):
 
     monkeypatch.setattr(RemoteOutput, "_upload", upload)
     pack_cityscapes(str(tree), "s3://shards/seen", samples_per_shard=4)
+
+
+def test_shards_at_an_address_are_indexed_and_staged_by_the_job(bucket, tree, tmp_path):
+    expected = pack_cityscapes(str(tree), str(tmp_path / "local"), ("train",), samples_per_shard=4)
+    client = boto3.client("s3")
+    for path in (tmp_path / "local/train").glob("*.tar"):
+        client.upload_file(str(path), "shards", f"foreign/train/{path.name}")
+    classes = [f"  - {{name: c{n}, id: {n}, color: [{n}, 0, 0]}}\n" for n in range(19)]
+    (tmp_path / "c.yaml").write_text("classes:\n" + "".join(classes) + "ignored_ids: [255]\n")
+    shards = ["--classes", str(tmp_path / "c.yaml"), "--shards", "train/train-{000000..000002}.tar"]
+    cache = ["--cache-dir", str(tmp_path / "cache")]
+    for command, options in (("index", shards), ("verify", ["--decode"]), ("stage", cache)):
+        words = [sys.executable, str(ROOT / "jobs/shards.py"), command, "s3://shards/foreign", *options]
+        ended = subprocess.run(words, capture_output=True, text=True, timeout=90, check=False)
+        assert (ended.returncode, ended.stderr) == (0, ""), command
+        result = json.loads(ended.stdout.splitlines()[-1].removeprefix("RESULT "))
+        assert (result["shards"], result["bytes"]) == (3, expected.bytes), command
+    ours = (tmp_path / "local/train").glob("*.index.jsonl")
+    assert all((bucket / "foreign/train" / path.name).read_bytes() == path.read_bytes() for path in ours)
+    staged = [
+        path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size > 9000
+    ]
+    assert sorted(path.read_bytes() for path in staged) == sorted(
+        path.read_bytes() for path in (tmp_path / "local/train").glob("*.tar")
+    )
