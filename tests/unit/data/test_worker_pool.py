@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,12 @@ def first(made: TrainLoader, count: int):
 
 
 def workers() -> list[psutil.Process]:
-    """In the order in which they were started."""
-    return sorted(psutil.Process().children(), key=lambda process: process.create_time())
+    """Those that live, in the order in which they were started; other tests have other children."""
+    found = []
+    for process in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # a zombie, which has no command line, is one of those
+            found += [process] if "pipeline.data.worker" in process.cmdline() else []
+    return sorted(found, key=lambda process: process.create_time())
 
 
 @pytest.fixture
