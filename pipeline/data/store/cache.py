@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import shutil
 import stat
 import tempfile
 import time
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 IN_USE_S = 60.0
 """A shard that was read within this time is not evicted."""
+
+SPARED_BYTES = 1 << 30
+"""What the cache leaves free on its disk, which others need too."""
 
 _MARK_S = 10.0
 """Uses are marked this often at most: a mark is a write to the disk's metadata."""
@@ -109,19 +113,22 @@ class ShardCache:
     def _make_room(self, num_bytes: int, wanted: Path) -> bool:
         """Evict what was used longest ago until the bytes fit, as far as it is not in use."""
         now_s, files = time.time(), sorted(self._listed(wanted))
-        used_bytes = sum(size for _, size, _ in files) + num_bytes
+        used_bytes = sum(size for _, size, _ in files)
+        free_bytes = shutil.disk_usage(self.folder).free - SPARED_BYTES
+        limit_bytes = min(self._limit_bytes, used_bytes + free_bytes)
+        used_bytes += num_bytes
         for used_s, size, path in files:
-            if used_bytes <= self._limit_bytes or now_s - used_s < IN_USE_S:
+            if used_bytes <= limit_bytes or now_s - used_s < IN_USE_S:
                 break
             path.unlink(missing_ok=True)
             used_bytes -= size
-        if used_bytes > self._limit_bytes:
+        if used_bytes > limit_bytes:
             self._warn(
-                f"[store] the cache {self.folder} may hold {self._limit_bytes / 1e9:.2f} GB, and the shards "
-                f"in use take {used_bytes / 1e9:.2f} GB: some are read over the network again and again; "
-                f"type --data.store.cache_gb {used_bytes / 1e9 * 1.25:.2f}"
+                f"[store] the cache {self.folder} may hold {max(limit_bytes, 0) / 1e9:.2f} GB, and the "
+                f"shards in use take {used_bytes / 1e9:.2f} GB: some are read over the network again and "
+                f"again; type --data.store.cache_gb {used_bytes / 1e9 * 1.25:.2f}, with such a disk"
             )
-        return used_bytes <= self._limit_bytes
+        return used_bytes <= limit_bytes
 
     def _listed(self, wanted: Path) -> Iterator[tuple[float, int, Path]]:
         """(last use, bytes, path) of every shard here; what killed downloads left is deleted."""

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from pipeline.data.store.cache import IN_USE_S, ShardCache, private_folder
+from pipeline.data.store.cache import IN_USE_S, SPARED_BYTES, ShardCache, private_folder
 from pipeline.errors import ConfigError, WorldStateError
 
 URL = "s3://bucket/train/train-{:06d}.tar"
@@ -98,6 +99,21 @@ def test_shards_in_use_are_kept_and_too_small_a_cache_says_which_size_would_do(t
     assert held(cache, 4) == {0, 1}
     (record,) = caplog.records
     assert "--data.store.cache_gb 0.00" in record.getMessage()
+
+
+def test_a_disk_with_less_room_than_the_limit_is_not_filled(tmp_path, monkeypatch):
+    cache = ShardCache(str(tmp_path), 10**9)
+    free = SPARED_BYTES + 2500
+    monkeypatch.setattr(
+        "shutil.disk_usage",
+        lambda _: SimpleNamespace(free=free - sum(path.stat().st_size for path in files(cache))),
+    )
+    assert put(cache, 0)
+    assert put(cache, 1)
+    assert not put(cache, 2), "both are in use"
+    age(cache, 0, IN_USE_S + 1)
+    assert put(cache, 2)
+    assert held(cache, 3) == {1, 2}
 
 
 def test_an_evicted_shard_stays_readable_to_whoever_has_it_open(tmp_path):

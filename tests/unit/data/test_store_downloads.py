@@ -1,0 +1,158 @@
+"""Shards brought ahead of their use: each once, in the background, by threads that end."""
+
+import hashlib
+import threading
+import time
+
+import pytest
+
+from pipeline.config import StoreConfig
+from pipeline.data.shard_table import ShardEntry
+from pipeline.data.store import remote
+from pipeline.data.store.remote import RemoteStore
+from pipeline.data.store.transport import Part, Transient
+from pipeline.errors import ShardError
+
+FILES = {f"train/train-{number:06d}.tar": bytes([number + 1]) * 3000 for number in range(20)}
+SHARDS = [
+    ShardEntry(name, 1, len(data), hashlib.sha256(data).hexdigest(), "") for name, data in FILES.items()
+]
+
+
+class Server:
+    """A transport over FILES that counts, and waits where it is told to."""
+
+    def __init__(self):
+        self.asked, self.open, self.files = [], threading.Event(), dict(FILES)
+        self.open.set()
+
+    def get(self, url, offset, num_bytes):
+        name = url.removeprefix("s3://bucket/set/")
+        self.asked.append((name, offset, num_bytes))
+        assert self.open.wait(20)
+        if name not in self.files:
+            raise ShardError(f"{url} is not there")
+        return Part(self.files[name][offset : offset + num_bytes], len(self.files[name]))
+
+    def size(self, url):
+        return len(self.files[url.removeprefix("s3://bucket/set/")])
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch) -> Server:
+    server = Server()
+    monkeypatch.setattr(remote, "open_transport", lambda *_: server)
+    return server
+
+
+@pytest.fixture
+def store(server, tmp_path):
+    opened = RemoteStore("s3://bucket/set", StoreConfig(cache_dir=str(tmp_path), downloads=3, attempts=2))
+    yield opened
+    server.open.set()
+    opened.close()
+
+
+def wait_until(condition) -> None:
+    give_up_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < give_up_s
+        time.sleep(0.005)
+
+
+def cached(store: RemoteStore, server: Server, shard: ShardEntry) -> bool:
+    """Whether the shard is read without a request."""
+    before = len(server.asked)
+    assert store.read(shard.name, 100, 50) == FILES[shard.name][100:150]
+    return len(server.asked) == before
+
+
+def whole(server: Server) -> list[str]:
+    return [name for name, _, num_bytes in server.asked if num_bytes == 3000]
+
+
+def test_staging_returns_at_once_and_reads_go_on_meanwhile(store, server):
+    server.open.clear()
+    for shard in SHARDS:
+        store.stage(shard)
+    wait_until(lambda: len(whole(server)) == 3)
+    server.open.set()
+    assert store.read(SHARDS[19].name, 100, 50) == FILES[SHARDS[19].name][100:150]
+    wait_until(lambda: all(cached(store, server, shard) for shard in SHARDS))
+    assert sorted(whole(server)) == sorted(FILES), "each once"
+
+
+def test_a_shard_announced_again_is_not_downloaded_again(store, server):
+    for _ in range(3):
+        for shard in SHARDS[:2]:
+            store.stage(shard)
+        wait_until(lambda: all(cached(store, server, shard) for shard in SHARDS[:2]))
+    assert len(whole(server)) == 2
+
+
+def test_two_stores_of_a_node_download_each_shard_once(store, server, tmp_path):
+    other = RemoteStore("s3://bucket/set", StoreConfig(cache_dir=str(tmp_path)))
+    for shard in SHARDS:
+        store.stage(shard)
+        other.stage(shard)
+    wait_until(lambda: all(cached(one, server, shard) for shard in SHARDS for one in (store, other)))
+    other.close()
+    assert sorted(whole(server)) == sorted(FILES)
+
+
+def test_a_dropped_shard_that_was_announced_is_downloaded_again(store, server):
+    store.stage(SHARDS[0])
+    wait_until(lambda: cached(store, server, SHARDS[0]))
+    store.drop(SHARDS[0].name)
+    wait_until(lambda: cached(store, server, SHARDS[0]))
+    assert len(whole(server)) == 2
+
+
+def test_other_bytes_than_the_manifests_are_asked_for_twice_and_never_kept(store, server, caplog):
+    name = SHARDS[0].name
+    server.files[name] = b"?" * 3000
+    with pytest.raises(ShardError, match=r"train-000000\.tar is not the shard that the manifest lists"):
+        store.bring(SHARDS[0])
+    assert len(whole(server)) == 2
+    assert store.read(name, 0, 10) == b"?" * 10, "from the server itself; its crc32 is the reader's to check"
+    assert len(server.asked) == 3
+
+
+def test_an_absent_shard_does_not_end_the_downloads_of_others(store, server):
+    del server.files[SHARDS[0].name]
+    for shard in SHARDS[:5]:
+        store.stage(shard)
+    wait_until(lambda: all(cached(store, server, shard) for shard in SHARDS[1:5]))
+
+
+def test_threads_are_few_and_end_with_the_store(server, tmp_path):
+    before = set(threading.enumerate())
+    store = RemoteStore("s3://bucket/set", StoreConfig(cache_dir=str(tmp_path), downloads=3))
+    server.open.clear()
+    for shard in SHARDS:
+        store.stage(shard)
+    wait_until(lambda: len(whole(server)) == 3)
+    assert sum(thread.name == "shard-download" for thread in threading.enumerate()) == 3
+    assert all(thread.daemon for thread in set(threading.enumerate()) - before)
+    server.open.set()
+    store.close()
+    wait_until(lambda: set(threading.enumerate()) <= before)
+    assert len(whole(server)) < len(SHARDS), "what waited was given up"
+
+
+def test_a_failure_that_passes_costs_a_part_and_not_the_shard(store, server, monkeypatch):
+    monkeypatch.setattr("pipeline.data.store.downloads.PART_BYTES", 1000)
+    failed, get = [], server.get
+
+    def fail_once(url, offset, num_bytes):
+        if offset == 2000 and not failed:
+            failed.append(url)
+            raise Transient("reset")
+        return get(url, offset, num_bytes)
+
+    monkeypatch.setattr(server, "get", fail_once)
+    assert store.bring(SHARDS[0]) == "here"
+    assert [offset for _, offset, _ in server.asked] == [0, 1000, 2000]
