@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.data.packing.pictures import Picture, TreeError, by_key, files_of
+from pipeline.data.packing.pictures import Picture, TreeError, by_key, files_of, refuse_split_name
 from pipeline.errors import DatasetError, nearest
 
 IMAGES, LABELS = "leftImg8bit", "gtFine"
@@ -59,6 +59,7 @@ def _refuse_no_tree(root: Path, splits: Sequence[str]) -> None:
                 + (f"type --root {root / deeper[0]}" if deeper else _ROOT_HINT)
             )
     for split in splits:
+        refuse_split_name(split)
         folder = root / IMAGES / split
         if not folder.is_dir():
             there = sorted(entry.name for entry in (root / IMAGES).iterdir() if entry.is_dir())

@@ -8,14 +8,11 @@ An image and a label belong together by their names without the ending; the fold
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.data.packing.pictures import Picture, TreeError, by_key, files_of
-from pipeline.errors import ConfigError, DatasetError
-
-_SPLIT = re.compile(r"[A-Za-z0-9_-]{1,40}")
+from pipeline.data.packing.pictures import Picture, TreeError, by_key, files_of, refuse_split_name
+from pipeline.errors import DatasetError
 
 
 def find_pairs(images: Path, labels: Path, split: str = "") -> tuple[Picture, ...]:
@@ -26,8 +23,8 @@ def find_pairs(images: Path, labels: Path, split: str = "") -> tuple[Picture, ..
     for flag, folder in (("--images", images), ("--labels", labels)):
         if not folder.is_dir():
             raise DatasetError(f"no such folder: {folder}; {flag} takes a folder of pictures")
-    if split and _SPLIT.fullmatch(split) is None:
-        raise ConfigError(f"--split {split!r} is no name: type letters, digits, - and _")
+    if split:
+        refuse_split_name(split)
     folders = [(split, images, labels)] if split else _folders(images, labels)
     problems: list[str] = []
     pictures: list[Picture] = []
@@ -67,8 +64,7 @@ def _folders(images: Path, labels: Path) -> list[tuple[str, Path, Path]]:
             "is to be a split (train/, val/); make such folders, or type --split NAME for all of them"
         )
     for name in names:
-        if _SPLIT.fullmatch(name) is None:
-            raise DatasetError(f"{images / name}: a split's name has letters, digits, - and _; rename it")
+        refuse_split_name(name)
         if not (labels / name).is_dir():
             raise DatasetError(
                 f"no such folder: {labels / name}; each split of {images} needs one, or type --split NAME"

@@ -14,6 +14,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -95,7 +96,8 @@ class LocalOutput:
     def making(self, name: str) -> Iterator[Path]:
         """A temporary path beside the file's own."""
         path = self.folder / name
-        partial = path.with_name(path.name + TEMPORARY)
+        # A cluster may run a task again while a node that it lost is still at it.
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield partial

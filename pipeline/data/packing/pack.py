@@ -28,7 +28,7 @@ from pipeline.data.manifest import (
 from pipeline.data.packing.cityscapes_tree import find_pictures
 from pipeline.data.packing.codec import parse_codec
 from pipeline.data.packing.folder_tree import find_pairs
-from pipeline.data.packing.output import LocalOutput, Output, open_output, write_whole
+from pipeline.data.packing.output import TEMPORARY, LocalOutput, Output, open_output, write_whole
 from pipeline.data.packing.parallel import MapTasks, in_turn
 from pipeline.data.packing.pictures import Picture, hash_pictures, scan_pictures
 from pipeline.data.packing.progress import Progress
@@ -148,10 +148,12 @@ def _record_of(
             f"{root} holds another data set, or {source} (or the options) changed since it was packed; "
             "take another --out, or remove that one and run again"
         )
-    folder = Path(root)
-    if record is None and isinstance(output, LocalOutput) and folder.is_dir() and any(folder.iterdir()):
-        inside = ", ".join(sorted(entry.name for entry in folder.iterdir())[:4])
-        raise DatasetError(f"{root} is not empty (it has {inside}); --out takes a new or empty folder")
+    if record is None and isinstance(output, LocalOutput) and output.folder.is_dir():
+        inside = sorted(e.name for e in output.folder.iterdir() if not e.name.endswith(TEMPORARY))
+        if inside:
+            raise DatasetError(
+                f"{root} is not empty (it has {', '.join(inside[:4])}); --out takes a new or empty folder"
+            )
     return None
 
 

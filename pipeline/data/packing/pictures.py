@@ -18,11 +18,12 @@ from pipeline.data.labels import ClassTable
 from pipeline.data.packing.label_file import decode_label_ids
 from pipeline.data.packing.parallel import MapTasks
 from pipeline.data.packing.progress import Progress
-from pipeline.errors import DatasetError
+from pipeline.errors import ConfigError, DatasetError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 # WebDataset ends a key at its first dot; a slash would make a folder of it.
 _KEY = re.compile(r"[^\s./\\\x00-\x1f]{1,80}")
+_SPLIT = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _PAIRS_A_TASK = 8
 
 
@@ -72,6 +73,12 @@ def by_key(keyed: Iterable[tuple[str, Path]], problems: list[str]) -> dict[str, 
             problems.append(f"duplicate key {key!r}: {found[key]} and {path}; rename or remove one")
         found.setdefault(key, path)
     return found
+
+
+def refuse_split_name(name: str) -> None:
+    """Raises ConfigError for a split that cannot be part of a shard's name."""
+    if _SPLIT.fullmatch(name) is None:
+        raise ConfigError(f"split {name!r}: a split's name has letters, digits, - and _; rename it")
 
 
 def scan_pictures(

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 from pipeline.data.index import index_name
+from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.packing.output import TEMPORARY, LocalOutput, Output, file_sha256, write_whole
 from pipeline.data.packing.pictures import Picture
 from pipeline.data.shard_table import ShardEntry, sha256_hex
@@ -123,6 +124,9 @@ def remove_other_shards(output: Output, splits: Sequence[str], keep: set[str]) -
             for path in (output.folder / split).glob(pattern):
                 if f"{split}/{path.name}" not in kept:
                     path.unlink()
+    for name in (RECORD_NAME, MANIFEST_NAME):
+        for path in output.folder.glob(f"{name}.*{TEMPORARY}"):
+            path.unlink()
 
 
 def _is_whole(output: Output, shard: ShardEntry) -> bool:

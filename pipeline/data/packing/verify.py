@@ -76,13 +76,15 @@ class _Audit:
         """Reads the shard once, and what the index names again where the tar cannot be followed to it."""
         where = f"{self.store.root}/{self.shard.name}"
         entries: tuple[SampleEntry, ...] = ()
+        keys: set[str] | None = None
         try:
             entries = load_index(self.store, self.shard)
+            keys = {entry.key for entry in entries}
         except ShardError as error:
             self.problems.append(str(error))
         waiting = {m.offset: (entry, m) for entry in entries for m in (entry.image, entry.label)}
         try:
-            self._read_tar(waiting, {entry.key for entry in entries} if entries else None, where)
+            self._read_tar(waiting, keys, where)
         except ShardError as error:
             self.problems.append(str(error))
         for entry, member in waiting.values():

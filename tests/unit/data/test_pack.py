@@ -455,6 +455,23 @@ def test_two_packers_do_not_write_into_one_folder(tree, tmp_path):
     assert pack_cityscapes(str(tree), str(out)).samples == 16
 
 
+def test_a_packer_killed_in_its_first_write_does_not_stand_in_its_own_way(tree, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "packing.jsonl.0f0f0f0f.partial").write_bytes(b'{"seen')
+    expected = pack_cityscapes(str(tree), str(tmp_path / "whole"))
+    assert pack_cityscapes(str(tree), str(out)) == expected
+    assert not list(out.rglob("*.partial"))
+
+
+def test_a_split_that_cannot_name_shards_is_refused(tree, tmp_path):
+    (tree / "leftImg8bit/train").rename(tree / "leftImg8bit/train extra")
+    with pytest.raises(
+        ConfigError, match=r"split 'train extra': a split's name has letters, digits, - and _"
+    ):
+        pack_cityscapes(str(tree), str(tmp_path / "out"), ("train extra",))
+
+
 def test_hidden_files_and_gtfines_other_pictures_are_left_out(tree, tmp_path):
     expected = pack_cityscapes(str(tree), str(tmp_path / "a")).manifest_id
     image_path(tree).with_name("._city0_000000_leftImg8bit.png").write_bytes(b"resource fork")

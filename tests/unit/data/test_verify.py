@@ -105,6 +105,17 @@ def test_a_sample_that_the_index_leaves_out_is_found(own):
     ]
 
 
+def test_an_index_that_was_emptied_is_found(own):
+    Path(own, "train/train-000000.index.jsonl").write_text("")
+    content = json.loads(Path(own, "manifest.json").read_text())
+    content["splits"]["train"]["samples"] -= content["splits"]["train"]["shards"][0]["samples"]
+    content["splits"]["train"]["shards"][0]["samples"] = 0
+    Path(own, "manifest.json").write_text(json.dumps(content))
+    vouch(own)
+    assert len(problems(own)) == 6
+    assert all("is in the tar and not in its index" in line for line in problems(own))
+
+
 def test_an_index_that_points_beside_its_members_is_found(own):
     name = "train/train-000000.index.jsonl"
     lines = [json.loads(line) for line in Path(own, name).read_text().splitlines()]
