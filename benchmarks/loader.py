@@ -1,6 +1,6 @@
 """CPU time a training sample: this pipeline's loader and the field's, side by side.
 
-    make bench BENCH=loader ARGS="--root TREE --json FILE.json --chart FILE.svg --memory 100000"
+    make bench BENCH=loader ARGS="--root TREE --memory 100000 --json FILE --note FILE.md --chart FILE.svg"
 
 Same pictures, same crop policy (scale 0.5 to 2, flip, colours, no class above 0.75 of a crop), two
 workers, batches as contiguous arrays in the consumer's process. Each number is a fresh process; its CPU
@@ -21,6 +21,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, wherever this is started
 
+from loaders.note import memory_line, write_note
 from loaders.pictures import mean_bytes
 from loaders.side_by_side import CONTENDERS, measure, prepare, present, run
 from loaders.task import Task
@@ -44,15 +45,20 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a few samples, without Ray: does it run")
     parser.add_argument("--work", default="", help="keep the packed pictures there and use those that are")
     parser.add_argument("--json", help="write the rows there")
+    parser.add_argument("--note", help="write the tables there, as Markdown")
     parser.add_argument("--chart", help="draw them there, as SVG")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-loader-") as scratch:
         rows, pictures = compare(arguments, Path(arguments.work or scratch))
         memory = resident(arguments, Path(scratch)) if arguments.memory else {}
     show(rows, pictures, memory)
+    if arguments.quick:
+        print("A smoke run: it is too short for its figures to mean anything.")
     more = {"pictures": pictures} | ({"memory": memory} if memory else {})
     if arguments.json:
         write_report(arguments.json, "loader", rows, PACKAGES, more)
+    if arguments.note:
+        write_note(Path(arguments.note), rows, pictures, memory, PACKAGES)
     if arguments.chart:
         draw(rows, pictures, Path(arguments.chart))
     return 0
@@ -101,8 +107,8 @@ def show(rows: list[dict[str, Any]], pictures: dict[str, str], memory: dict[str,
     console.print(f"on {machine()}")
     for size, what in pictures.items():
         table = Table(
-            "loader", "format", "CPU ms a sample", "samples/s a core", "limit ms", "share of limit",
-            "x striped", "start s", title=f"{size}: {what}",
+            "loader", "format", "CPU ms", "per s a core", "limit ms", "share", "x striped", "start s",
+            title=f"{size}: {what}",
         )  # fmt: skip
         for row in (row for row in rows if row["size"] == size):
             table.add_row(
@@ -112,11 +118,7 @@ def show(rows: list[dict[str, Any]], pictures: dict[str, str], memory: dict[str,
             )  # fmt: skip
         console.print(table)
     if memory:
-        console.print(
-            f"memory over {memory['batches']} batches, shared pages counted once: "
-            f"{memory['memory_mb'][0]:.1f} MB early, {memory['memory_mb'][-1]:.1f} MB at the end, "
-            f"at most {max(memory['memory_mb']):.1f} MB"
-        )
+        console.print(memory_line(memory))
 
 
 def draw(rows: list[dict[str, Any]], pictures: dict[str, str], path: Path) -> None:
