@@ -126,14 +126,15 @@ class ShardCache:
             self._warn(
                 f"[store] the cache {self.folder} may hold {max(limit_bytes, 0) / 1e9:.2f} GB, and the "
                 f"shards in use take {used_bytes / 1e9:.2f} GB: some are read over the network again and "
-                f"again; type --data.store.cache_gb {used_bytes / 1e9 * 1.25:.2f}, with such a disk"
+                f"again; type --data.store.cache_gb {used_bytes / 1e9 * 1.25:.2f} on a disk that has it"
             )
         return used_bytes <= limit_bytes
 
     def _listed(self, wanted: Path) -> Iterator[tuple[float, int, Path]]:
-        """(last use, bytes, path) of every shard here; what killed downloads left is deleted."""
+        """(last use, bytes, path) of every other shard; what killed downloads left is deleted."""
         for path in (self.folder / "shards").glob("*/*/*"):
-            if path.suffix == PARTIAL and (path.parent == wanted.parent or self._abandoned(path)):
+            older = path.parent == wanted.parent  # another content of the same address, or a part of one
+            if older or (path.suffix == PARTIAL and self._abandoned(path)):
                 path.unlink(missing_ok=True)
                 continue
             with suppress(OSError):

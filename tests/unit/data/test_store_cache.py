@@ -140,6 +140,19 @@ def test_a_copy_that_proved_bad_is_forgotten_but_not_the_good_one_that_took_its_
     assert first.read(URL.format(1), 0, 4) == second.read(URL.format(1), 0, 4) == content(1, 4)
 
 
+def test_new_content_at_an_address_takes_the_place_of_the_old(tmp_path):
+    cache, url, data = ShardCache(str(tmp_path), 10**6), URL.format(1), b"new!" * 250
+    assert put(cache, 1)
+    with cache.claimed(url):
+        incoming = cache.begin(url, hashlib.sha256(data).hexdigest(), 1000)
+        incoming.add(data)
+        assert incoming.keep()
+    for reader in (cache, ShardCache(str(tmp_path), 10**6)):
+        assert reader.read(url, 0, 4) in (b"new!", None)
+        assert reader.read(url, 0, 4) == b"new!"
+    assert len(files(cache)) == 1
+
+
 def test_a_copy_of_another_length_is_not_held(tmp_path):
     cache = ShardCache(str(tmp_path), 10**6)
     assert put(cache, 1)
