@@ -39,3 +39,15 @@ def test_proofs_that_the_readme_names_are_there():
     named = set(re.findall(r"`(tests/[\w/]+\.py)`", README))
     assert named
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_tests_that_the_table_of_faults_names_are_there():
+    tests = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    file, named = "", []
+    for match in re.finditer(
+        r"`(test_\w+\.py)?(?:::(test_\w+))?`", (ROOT / "docs/fault-tolerance.md").read_text()
+    ):
+        file = match[1] or file  # `::test_x` is in the file named before
+        named.append((file, match[2]))
+    assert len(named) > 50
+    assert [(f, t) for f, t in named if f not in tests or (t and f"def {t}(" not in tests[f])] == []
