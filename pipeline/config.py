@@ -118,6 +118,11 @@ class DataConfig:
     ranks, and what a damaged tar loses is noticed only where the tar reader stumbles. `shards.py index`
     gives all of that back."""
 
+    @property
+    def listed_split(self) -> str:
+        """Split of --shards that stands for training: the evaluated one where unindexed shards are read."""
+        return self.val_split if self.unindexed_train else self.train_split
+
     def __post_init__(self) -> None:
         for name in ("input_height", "input_width", "crop_height", "crop_width"):
             value = getattr(self, name)

@@ -36,7 +36,7 @@ class Checked:
 
 def check_run(config: Config, shards: str, run_dir: Path) -> Checked:
     """Facts about a run that can start; raises a PipelineError for the first thing that forbids it."""
-    train = ShardDataset.open(shards, config.data.train_split, config.data.store)
+    train = ShardDataset.open(shards, config.data.listed_split, config.data.store)
     val = ShardDataset.open(shards, config.data.val_split, config.data.store)
     for dataset in (train, val):
         dataset.preflight()

@@ -125,7 +125,7 @@ def model_facts(run_dir: Path, predictor: Predictor, config: Config, git_commit:
         head=f"ccs, fusion {head.fusion}" if head.kind == "ccs" else head.kind,
         params_m=sum(p.numel() for p in predictor.model.parameters()) / 1e6,
         input_size=(card.input_height, card.input_width),
-        data=f"splits {config.data.train_split} and {config.data.val_split}",
+        data=f"splits {config.data.unindexed_train or config.data.train_split} and {config.data.val_split}",
         manifest_id=card.manifest_id,
         git_commit=git_commit,
         iou={str(row[0]): row[1] for row in tables[-1].rows} if tables else {},

@@ -38,7 +38,7 @@ def report(request: Request, run: MlflowRun, result: Result) -> None:
 def describe(request: Request, tags: Mapping[str, str]) -> RunDescription:
     """The run as MLflow shows it."""
     config = request.config
-    train = ShardDataset.open(request.shards, config.data.train_split)
+    train = ShardDataset.open(request.shards, config.data.listed_split)
     val = ShardDataset.open(request.shards, config.data.val_split)
     datasets = tuple(
         DatasetInfo(
@@ -52,7 +52,7 @@ def describe(request: Request, tags: Mapping[str, str]) -> RunDescription:
             num_bytes=dataset.split.bytes,
             classes=dataset.classes.names,
         )
-        for dataset in (train, val)
+        for dataset in ((val,) if config.data.unindexed_train else (train, val))
     )
     return RunDescription(
         runs_dir=request.runs_dir,

@@ -80,7 +80,7 @@ def _stage(
     config = from_dict(settings)
     host = socket.gethostname()
     try:
-        training = ShardDataset.open(root, config.data.train_split, config.data.store)
+        training = ShardDataset.open(root, config.data.listed_split, config.data.store)
         validation = ShardDataset.open(root, config.data.val_split, config.data.store)
         shards = first_shards(
             training,

@@ -48,10 +48,13 @@ class Progress:
         backbone, head = self._config.model.backbone, self._config.model.head
         half = "" if backbone.base_width == 64 else f"w{backbone.base_width}"
         resumed = f"step {self._start_step}" if self._start_step else "no"
+        data = f"{dataset.manifest.id[:4]}…({len(dataset)})"
+        if self._config.data.unindexed_train:
+            data = "unindexed"
         logger.info(
-            "[train] run=%s data=%s…(%d) model=resnet%d%s-%s %.1fM workers=%d %s seed=%d "
+            "[train] run=%s data=%s model=resnet%d%s-%s %.1fM workers=%d %s seed=%d "
             "resumed=%s mlflow=%s",
-            run, dataset.manifest.id[:4], len(dataset), backbone.depth, half, head.kind, num_parameters / 1e6,
+            run, data, backbone.depth, half, head.kind, num_parameters / 1e6,
             self._world.size, device, self._config.train.seed, resumed, tracking or "off",
         )  # fmt: skip
 

@@ -79,7 +79,7 @@ def assemble(config: Config, shards: str, run_dir: Path, context: RunContext) ->
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True  # crops and pictures come in few sizes
-    training = ShardDataset.open(shards, config.data.train_split, config.data.store)
+    training = ShardDataset.open(shards, config.data.listed_split, config.data.store)
     validation = ShardDataset.open(shards, config.data.val_split, config.data.store)
     limit = quarantine_limit(config.data, len(training))
     quarantine = Quarantine(run_dir, limit, counts_earlier=world.is_main)

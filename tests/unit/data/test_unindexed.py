@@ -19,6 +19,7 @@ from pipeline.data.quarantine import Quarantine
 from pipeline.data.unindexed import REPLACED_PROMISES, UnindexedLoader
 from pipeline.data.unindexed_stream import shards_of
 from pipeline.errors import CheckpointError, ConfigError, ShardError
+from pipeline.launch.preflight import check_run
 from pipeline.recipes import recipe
 from pipeline.settings import refuse_idle_settings, with_settings
 from pipeline.train import checkpoint
@@ -236,6 +237,20 @@ def test_fit_trains_on_them_and_resumes_and_refuses_to_mix_them_with_indexed_one
             fit(with_settings(recipe("laptop"), SETTINGS), shards, tmp_path / "run", surroundings("c"))
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_data_set_with_nothing_but_an_evaluated_split_is_enough(foreign, tree, tmp_path, surroundings):
+    pack_cityscapes(str(tree), str(tmp_path / "val"), ("val",))
+    settings = SETTINGS | {
+        "train.steps": 1,
+        "train.evaluate_every": 1,
+        "data.unindexed_train": pattern(foreign),
+    }
+    config = with_settings(
+        recipe("laptop"), settings | {"train.checkpoint_every": 1, "optim.warmup_steps": 0}
+    )
+    check_run(config, str(tmp_path / "val"), tmp_path / "run")
+    assert fit(config, str(tmp_path / "val"), tmp_path / "run", surroundings()).status == "ok"
 
 
 def test_settings_of_the_order_are_refused_beside_it(foreign):
