@@ -217,12 +217,9 @@ class TrainLoader:
         batch.left -= 1
         if reply.error is not None:
             batch.errors[reply.number - batch.first] = reply.error
-        self._usage = replace(
-            self._usage,
-            samples=self._usage.samples + 1,
-            store_s=self._usage.store_s + reply.cost.store_s,
-            decode_s=self._usage.decode_s + reply.cost.decode_s,
-        )
+        usage, cost = self._usage, reply.cost
+        store_s, decode_s = usage.store_s + cost.store_s, usage.decode_s + cost.decode_s
+        self._usage = replace(usage, samples=usage.samples + 1, store_s=store_s, decode_s=decode_s)
 
     def _finish(self, done: _Filling) -> Batch:
         arrays = done.arrays

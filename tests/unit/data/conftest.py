@@ -1,5 +1,6 @@
 """Tiny trees in Cityscapes' layout, and shards packed from them."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
+from pipeline.data.dataset import ShardDataset
 from pipeline.data.labels import CITYSCAPES
 from pipeline.data.packing.pack import pack_cityscapes
+from pipeline.data.plan import EpochPlan
 
 HEIGHT, WIDTH = 36, 52
 
@@ -74,3 +77,17 @@ def add_pair():
 @pytest.fixture(scope="session")
 def make_tree():
     return write_tree
+
+
+@pytest.fixture
+def hanging(own) -> str:
+    """Shards of which one is a pipe that nobody writes to: whoever opens it waits for ever.
+
+    It is the one of position 5 for seed 11, three streams and blocks of four.
+    """
+    dataset = ShardDataset.open(own, "train")
+    shard = EpochPlan(dataset.split.counts, 11, 3, 4).at([5])[0, 1]
+    path = Path(own, dataset.split.shards[shard].name)
+    path.unlink()
+    os.mkfifo(path)
+    return own

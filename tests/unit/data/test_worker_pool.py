@@ -1,12 +1,7 @@
 """Loader workers that are killed, stopped or broken: the same pixels, or one clear error; never a hang."""
 
 import dataclasses
-import json
 import logging
-import os
-import signal
-import subprocess
-import sys
 import textwrap
 from contextlib import suppress
 from pathlib import Path
@@ -16,24 +11,20 @@ import psutil
 import pytest
 import torch
 
-from pipeline import errors
-from pipeline.config import DataConfig, StoreConfig
-from pipeline.data.crop_writer import Cost
+from pipeline.config import DataConfig
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.loader import TrainLoader
 from pipeline.data.plan import EpochPlan
 from pipeline.data.slots import SlotRing
-from pipeline.data.tasks import Reply, Setup, Task
+from pipeline.data.tasks import Setup, Task
 from pipeline.data.worker_pool import MAX_DEATHS, WorkerPool
-from pipeline.errors import PipelineError, ShardError, WorldStateError
+from pipeline.errors import ShardError, WorldStateError
 from pipeline.world import World
 
 CONFIG = DataConfig(
     input_height=32, input_width=48, crop_height=24, crop_width=40, streams=3, block=4, prefetch=2,
     loader_workers=2,
 )  # fmt: skip
-ROOT = Path(__file__).parents[3]
-HEAVY = {"torch", "ray", "mlflow", "webdataset", "smart_open", "boto3", "requests", "PIL"}
 
 
 def loader(packed: str, batch: int = 2, **changes) -> TrainLoader:
@@ -66,17 +57,6 @@ def calm():
     """Every worker is gone when the test is over."""
     yield
     assert workers() == []
-
-
-@pytest.fixture
-def hanging(own) -> str:
-    """Shards of which one is a pipe that nobody writes to: whoever opens it waits for ever."""
-    dataset = ShardDataset.open(own, "train")
-    shard = EpochPlan(dataset.split.counts, 11, 3, 4).at([5])[0, 1]
-    path = Path(own, dataset.split.shards[shard].name)
-    path.unlink()
-    os.mkfifo(path)
-    return own
 
 
 def test_workers_killed_over_and_over_change_no_pixel_and_each_is_an_event(packed, caplog, calm):
@@ -170,32 +150,6 @@ def test_an_absent_shard_is_the_same_error_at_the_same_sample_with_and_without_w
         next(batches)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, PipelineError)],
-)
-def test_every_error_arrives_as_the_type_that_was_raised(kind):
-    reply = Reply.from_list(json.loads(Reply(7, Cost(0.5, 0.25), kind('of "x"\n')).line()))
-    assert (reply.number, reply.cost) == (7, (0.5, 0.25))
-    assert type(reply.error) is kind
-    assert str(reply.error) == 'of "x"\n'
-
-
-def test_what_a_worker_is_told_arrives_as_it_was(packed):
-    dataset = ShardDataset.open(packed, "train")
-    task = Task(3, 1, 0, 12345678901234, dataset.ref(1, 2))
-    assert Task.from_list(json.loads(task.line())) == task
-    config = dataclasses.replace(CONFIG, store=StoreConfig(cache_dir="/x y", attempts=2))
-    setup = Setup("s3://bucket/ü", 19, config, 5, 2, defer_colour=True)
-    assert Setup.from_line(setup.line()) == setup
-
-
-def test_a_server_has_used_up_its_own_tries_before_a_worker_is_called_late():
-    config = dataclasses.replace(CONFIG, worker_timeout_s=5.0, store=StoreConfig(timeout_s=3.0, attempts=4))
-    assert Setup("/a/folder", 19, config, 0, 1, defer_colour=False).timeout_s == 5.0
-    assert Setup("https://host/shards", 19, config, 0, 1, defer_colour=False).timeout_s >= 5.0 + 3.0 * 4
-
-
 def test_far_more_tasks_than_a_socket_takes_neither_block_nor_get_lost(packed, calm):
     pool, ring, tasks = pool_with_tasks(packed, count=3000)
     pool.submit(tasks)
@@ -262,95 +216,6 @@ def test_usage_says_what_reading_cost_and_who_read(packed):
         assert (usage.workers, usage.restarts) == (count, 0)
         assert 10 <= usage.samples <= 10 + 2 * CONFIG.prefetch * count
         assert 0.0 < usage.store_s < usage.decode_s < 10.0
-
-
-TRAINER = """
-    import os, sys, signal
-    sys.path.insert(0, {root!r})
-    import psutil
-    from pipeline.config import DataConfig
-    from pipeline.data.dataset import ShardDataset
-    from pipeline.data.loader import TrainLoader
-    from pipeline.world import World
-
-    if {deaf}:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    config = DataConfig(crop_height=16, crop_width=16, loader_workers=2)
-    made = TrainLoader(ShardDataset.open({packed!r}, "train"), config, 0, World(), 1)
-    batches = made.batches(0)
-    try:
-        next(batches)
-        print(*[child.pid for child in psutil.Process().children()], flush=True)
-        for line in sys.stdin:
-            next(batches)
-            print(made.usage().restarts, flush=True)
-    except KeyboardInterrupt:
-        sys.exit(130)
-"""
-
-
-@pytest.fixture
-def trainer(packed, tmp_path):
-    """A process that reads batches with two workers: one, and then one for each line it is sent.
-
-    It has no file as its main module, and its folder is one that no interpreter should look into.
-    """
-    (tmp_path / "numpy.py").write_text("raise ImportError('this is not numpy')")
-    started: list[subprocess.Popen] = []
-
-    def start(shards: str = packed, deaf: bool = False) -> tuple[subprocess.Popen, list[psutil.Process]]:
-        program = textwrap.dedent(TRAINER.format(root=str(ROOT), packed=shards, deaf=deaf))
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", program], cwd=tmp_path, start_new_session=True, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        started.append(process)
-        return process, [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def test_workers_of_a_killed_trainer_are_gone_at_once(trainer):
-    process, children = trainer()
-    assert len(children) == 2
-    process.kill()
-    assert psutil.wait_procs(children, timeout=10)[1] == []
-
-
-def test_workers_in_the_middle_of_a_read_that_hangs_go_with_their_trainer_too(trainer, hanging):
-    # Seed 0 reaches the hanging shard within the first epoch: 11 samples, of which 8 are read ahead.
-    process, children = trainer(hanging)
-    process.kill()
-    assert psutil.wait_procs(children, timeout=10)[1] == []
-
-
-def test_an_interrupt_of_the_whole_group_prints_no_traceback_of_a_worker(trainer):
-    process, children = trainer()
-    os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=20)
-    assert (process.returncode, said) == (130, "")
-    assert psutil.wait_procs(children, timeout=10)[1] == []
-
-
-def test_a_preemption_of_the_whole_group_leaves_the_workers_to_the_trainer(trainer):
-    process, children = trainer(deaf=True)
-    os.killpg(process.pid, signal.SIGTERM)
-    for _ in range(50):
-        process.stdin.write("\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "0\n"  # nobody was replaced
-    assert all(child.is_running() for child in children)
-
-
-def test_a_worker_imports_nothing_heavy(packed):
-    program = "import sys, pipeline.data.worker; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert not HEAVY & {name.partition(".")[0] for name in done.stdout.split()}
 
 
 def test_what_a_worker_logs_is_logged_here(packed, tmp_path, monkeypatch, caplog, calm):
