@@ -69,7 +69,7 @@ def test_workers_of_a_killed_trainer_are_gone_at_once(trainer):
 
 
 def test_workers_in_the_middle_of_a_read_that_hangs_go_with_their_trainer_too(trainer, hanging):
-    # Seed 0 reaches the hanging shard within the first epoch: 11 samples, of which 8 are read ahead.
+    # Positions 3 and 6 of seed 0 lie in the hanging shard, and 8 are handed out at once.
     process, children = trainer(hanging)
     process.kill()
     assert psutil.wait_procs(children, timeout=10)[1] == []
