@@ -102,7 +102,7 @@ class DataConfig:
     worker_timeout_s: float = 60.0
     """Longest time a loader worker may take over a sample, a server's own time-outs left out."""
     colour: Literal["auto", "loader", "device"] = "auto"
-    """Where the colours of a crop are changed; `auto` takes the device for GPUs."""
+    """Where the colours of a crop are changed; `auto` takes the device for GPUs, else the loader."""
     quarantine_max: int = 20
     """Bad samples that a run goes on without, at most."""
     quarantine_share: float = 0.001

@@ -7,10 +7,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pipeline.data.labels import CITYSCAPES
 from pipeline.data.packing.pack import pack_cityscapes
 from pipeline.world import World
+
+# A busy machine is slow, not wrong.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 
 TRAIN_IMAGES, VAL_IMAGES = 13, 5
 IMAGE_HEIGHT, IMAGE_WIDTH = 48, 64

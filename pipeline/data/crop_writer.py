@@ -22,11 +22,10 @@ class Cost(NamedTuple):
 
 
 class CropWriter:
-    """Writes training crops; with `defer_colour` their colours are left to the device."""
+    """Writes training crops; with `colour` set to the device their colours are left to it."""
 
-    def __init__(self, reader: SampleReader, config: DataConfig, seed: int, defer_colour: bool) -> None:
+    def __init__(self, reader: SampleReader, config: DataConfig, seed: int) -> None:
         self._reader, self._config, self._seed = reader, config, seed
-        self._defer_colour = defer_colour
 
     def write(self, ref: SampleRef, position: int, arrays: SlotArrays, row: int) -> Cost:
         """Fills a row of the slot with the crop of a position: a pure function of sample, seed and position.
@@ -36,7 +35,7 @@ class CropWriter:
         begin_s, store_before_s = time.perf_counter(), self._reader.store_s
         into = CropBuffers(arrays.image_BHW3[row], arrays.label_BHW[row])
         crop = read_crop(self._reader, ref, self._config, self._seed, position, into)
-        if not self._defer_colour:
+        if self._config.colour != "device":
             colour_in_place(into.image_hw3, crop.colour_34, crop.inside)
         arrays.colour_B34[row] = crop.colour_34
         arrays.inside_B4[row] = crop.inside

@@ -88,21 +88,20 @@ class _Filling:
 class TrainLoader:
     """One rank's training batches.
 
-    Damaged samples go to the `quarantine`; without one, they are errors. With `defer_colour`, changing
-    colours is left to the device.
+    A step takes `micro_batches` of them: the order of samples depends on what all ranks read in a step.
+    Damaged samples go to the `quarantine`; without one, they are errors.
     """
 
     def __init__(
         self, dataset: ShardDataset, config: DataConfig, seed: int, world: World, batch_per_rank: int,
-        *, quarantine: Quarantine | None = None, defer_colour: bool = False,
+        *, micro_batches: int = 1, quarantine: Quarantine | None = None,
     ) -> None:  # fmt: skip
         assert batch_per_rank >= 1, batch_per_rank
         self._dataset, self._config, self._quarantine = dataset, config, quarantine
         self._world, self._batch_per_rank = world, batch_per_rank
-        self._setup = Setup(
-            dataset.root, dataset.classes.num_classes, config, seed, batch_per_rank, defer_colour
-        )
-        streams = fit_streams(config.streams, len(dataset), config.block, world.size * batch_per_rank)
+        self._setup = Setup(dataset.root, dataset.classes.num_classes, config, seed, batch_per_rank)
+        batch_global = world.size * batch_per_rank * micro_batches
+        streams = fit_streams(config.streams, len(dataset), config.block, batch_global)
         self._plan = EpochPlan(dataset.split.counts, seed, streams, config.block)
         self._usage = LoaderUsage(workers=config.loader_workers)
         cv2.setNumThreads(0)  # its own pool would compete with workers and training threads for the cores
@@ -157,7 +156,7 @@ class TrainLoader:
         if self._config.loader_workers:
             return WorkerPool(self._config.loader_workers, self._setup, ring.descriptor)
         reader = self._dataset.reader(self._config.decoded_cache)
-        writer = CropWriter(reader, self._config, self._setup.seed, self._setup.defer_colour)
+        writer = CropWriter(reader, self._config, self._setup.seed)
         return OwnThread(writer, ring.arrays, self._dataset.stage)
 
     def _rows_ahead(self, position: int, readers: SampleReaders) -> Lookahead:
@@ -230,7 +229,7 @@ class TrainLoader:
             self._quarantine.note(done.positions[row], ref.shard.name, ref.entry.key, str(error))
             crop = quarantined_crop(into)
             arrays.colour_B34[row], arrays.inside_B4[row] = crop.colour_34, crop.inside
-        deferred = self._setup.defer_colour
+        deferred = self._config.colour == "device"
         return Batch(
             arrays.image_BHW3,
             arrays.label_BHW,

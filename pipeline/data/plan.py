@@ -33,8 +33,8 @@ def fit_streams(streams: int, num_samples: int, block: int, batch_global: int) -
     At most `streams`, and one a block. It is a multiple of the global batch, or where that is larger one
     of its divisors: of those that keep half of the streams the one with the most divisors, so that 3 or
     6 nodes part it as well as 8 do. Where there is none the streams stay as they are, and nodes share
-    those at their borders. `batch_global` is what all ranks read together at a time, a micro-batch of
-    the whole job: it is the same at any world size, so the order is.
+    those at their borders. `batch_global` is what all ranks read in a step: it is the same at any world
+    size and with any accumulation, so the order is.
     """
     most = _most_streams(streams, num_samples, block)
     if batch_global <= most:

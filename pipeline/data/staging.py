@@ -62,7 +62,7 @@ def first_shards(
 ) -> list[ShardEntry]:
     """The shards of these samples of the order, those that are needed first before the others.
 
-    `batch_global` is what all ranks read together at a time, as the order of samples depends on it.
+    `batch_global` is what all ranks read in a step, as the order of samples depends on it.
     """
     streams = fit_streams(config.streams, len(training), config.block, batch_global)
     plan = EpochPlan(training.split.counts, seed, streams, config.block)

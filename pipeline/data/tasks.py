@@ -39,7 +39,6 @@ class Setup:
     data: DataConfig
     seed: int
     batch: int
-    defer_colour: bool
 
     @property
     def layout(self) -> SlotLayout:

@@ -47,11 +47,10 @@ class UnindexedLoader:
 
     def __init__(
         self, num_classes: int, config: DataConfig, seed: int, world: World, batch_per_rank: int,
-        *, quarantine: Quarantine, defer_colour: bool = False,
+        *, quarantine: Quarantine,
     ) -> None:  # fmt: skip
         self._num_classes, self._config, self._seed, self._world = num_classes, config, seed, world
         self._batch_per_rank, self._quarantine = batch_per_rank, quarantine
-        self._defer_colour = defer_colour
         self._root, self._shards = shards_of(config.unindexed_train)
         if len(self._shards) < world.size:
             raise ConfigError(
@@ -135,7 +134,7 @@ class UnindexedLoader:
         try:
             source = DecodedSample(batch.samples[row], self._num_classes)
             crop = crops.augment(source, self._config, self._seed, position, into)
-            if not self._defer_colour:
+            if self._config.colour != "device":
                 crops.colour_in_place(into.image_hw3, crop.colour_34, crop.inside)
         except (DatasetError, SampleError) as error:
             problem, crop = str(error), quarantined_crop(into)
@@ -153,7 +152,7 @@ class UnindexedLoader:
             samples=self._usage.samples + len(done),
             decode_s=self._usage.decode_s + sum(row.seconds for row in done),
         )
-        arrays, deferred = batch.arrays, self._defer_colour
+        arrays, deferred = batch.arrays, self._config.colour == "device"
         return Batch(
             arrays.image_BHW3,
             arrays.label_BHW,

@@ -86,7 +86,7 @@ class _Worker:
     def _writer(self) -> CropWriter:
         setup = self._setup
         reader = SampleReader(self._store, setup.num_classes, setup.data.decoded_cache)
-        return CropWriter(reader, setup.data, setup.seed, setup.defer_colour)
+        return CropWriter(reader, setup.data, setup.seed)
 
 
 class _Connection:

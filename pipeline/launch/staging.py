@@ -86,7 +86,7 @@ def _stage(
             training,
             config.data,
             config.train.seed,
-            config.train.batch_global // config.train.accumulation,
+            config.train.batch_global,
             range(position, position + config.data.store.lookahead * num_workers),
         )
         return host, stage_shards(root, [*shards, *validation.split.shards], config.data.store)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -109,15 +109,16 @@ def _build_loader(
     config: Config, training: ShardDataset, quarantine: Quarantine, world: World, device: torch.device
 ) -> TrainLoader | UnindexedLoader:
     batch_per_rank = config.train.micro_batch_per_rank(world.size)
-    defer_colour = config.data.colour == "device" or (config.data.colour == "auto" and device.type == "cuda")
+    on_device = config.data.colour == "device" or (config.data.colour == "auto" and device.type == "cuda")
+    data = replace(config.data, colour="device" if on_device else "loader")
     if config.data.unindexed_train:
         return UnindexedLoader(
-            training.classes.num_classes, config.data, config.train.seed, world, batch_per_rank,
-            quarantine=quarantine, defer_colour=defer_colour,
+            training.classes.num_classes, data, config.train.seed, world, batch_per_rank,
+            quarantine=quarantine,
         )  # fmt: skip
     return TrainLoader(
-        training, config.data, config.train.seed, world, batch_per_rank, quarantine=quarantine,
-        defer_colour=defer_colour,
+        training, data, config.train.seed, world, batch_per_rank,
+        micro_batches=config.train.accumulation, quarantine=quarantine,
     )  # fmt: skip
 
 

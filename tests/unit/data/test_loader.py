@@ -158,3 +158,15 @@ def test_order_is_json_and_refuses_another(packed):
         TrainLoader.refuse_other_order(order | {"manifest_id": "other"}, order)
     with pytest.raises(CheckpointError, match=r"split = None"):
         TrainLoader.refuse_other_order({k: v for k, v in order.items() if k != "split"}, order)
+
+
+def test_the_order_depends_on_what_a_step_reads_and_not_on_how_it_is_parted(packed):
+    dataset = ShardDataset.open(packed, "train")
+    config = dataclasses.replace(CONFIG, streams=6, block=1)
+
+    def streams(world: World, batch: int, micro_batches: int) -> int:
+        loader = TrainLoader(dataset, config, SEED, world, batch, micro_batches=micro_batches)
+        return loader.order()["plan"]["streams"]
+
+    assert {streams(World(0, 1), 4, 1), streams(World(0, 2), 1, 2), streams(World(0, 1), 1, 4)} == {4}
+    assert streams(World(0, 1), 1, 1) == 6

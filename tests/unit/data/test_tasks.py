@@ -28,11 +28,11 @@ def test_what_a_worker_is_told_arrives_as_it_was(packed):
     task = Task(3, 1, 0, 12345678901234, dataset.ref(1, 2))
     assert Task.from_list(json.loads(task.line())) == task
     config = DataConfig(loader_workers=2, store=StoreConfig(cache_dir="/x y", attempts=2))
-    setup = Setup("s3://bucket/ü", 19, config, 5, 2, defer_colour=True)
+    setup = Setup("s3://bucket/ü", 19, config, 5, 2)
     assert Setup.from_line(setup.line()) == setup
 
 
 def test_a_server_has_used_up_its_own_tries_before_a_worker_is_called_late():
     config = DataConfig(worker_timeout_s=5.0, store=StoreConfig(timeout_s=3.0, attempts=4))
-    assert Setup("/a/folder", 19, config, 0, 1, defer_colour=False).timeout_s == 5.0
-    assert Setup("https://host/shards", 19, config, 0, 1, defer_colour=False).timeout_s >= 5.0 + 3.0 * 4
+    assert Setup("/a/folder", 19, config, 0, 1).timeout_s == 5.0
+    assert Setup("https://host/shards", 19, config, 0, 1).timeout_s >= 5.0 + 3.0 * 4

@@ -161,7 +161,7 @@ def test_far_more_tasks_than_a_socket_takes_neither_block_nor_get_lost(packed, c
 def pool_with_tasks(packed: str, count: int, **changes) -> tuple[WorkerPool, SlotRing, list[Task]]:
     """One worker, and tasks that all fill the same row."""
     dataset = ShardDataset.open(packed, "train")
-    setup = Setup(packed, 19, dataclasses.replace(CONFIG, **changes), 11, 1, defer_colour=False)
+    setup = Setup(packed, 19, dataclasses.replace(CONFIG, **changes), 11, 1)
     ring = SlotRing(setup.layout, shared=True)
     pool = WorkerPool(1, setup, ring.descriptor)
     slot, _ = ring.take()
