@@ -9,6 +9,7 @@ an earlier boot left unfinished is removed. Finished files are synced, then rena
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import mmap
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from pipeline.data.index import SampleEntry, load_index
 from pipeline.data.shard_table import ShardEntry
 from pipeline.data.store import Store
+from pipeline.data.store.cache import SPARED_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -41,34 +43,43 @@ Pixels = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 class DecodedCache:
     """The samples that were decoded before, by any process of this machine.
 
-    A disk that refuses is logged once, and filling ends; what is cached is still found.
+    A disk that refuses, or has little room left, is logged once, and filling ends; what is cached is still
+    found.
     """
 
     def __init__(self, folder: str, store: Store) -> None:
         self._folder, self._store = Path(folder), store
-        self._files: OrderedDict[ShardEntry, _ShardFile] = OrderedDict()
+        self._files: OrderedDict[ShardEntry, _ShardFile | None] = OrderedDict()
         self._is_filling = True
 
     def find(self, shard: ShardEntry, entry: SampleEntry) -> Pixels | None:
         """The sample's pixels, views of the file and to be read only; None where they are not there."""
+        file = self._file(shard)
         try:
-            return self._file(shard).read(entry)
+            return None if file is None else file.read(entry)
         except OSError as error:
             self._stop_filling(error)
             return None
 
     def keep(self, shard: ShardEntry, entry: SampleEntry, pixels: Pixels) -> None:
         """Write a sample for all later reads."""
-        if not self._is_filling:
+        file = self._file(shard)
+        if file is None or not self._is_filling:
             return
         try:
-            self._file(shard).write(entry, pixels)
+            file.write(entry, pixels)
         except OSError as error:
             self._stop_filling(error)
 
-    def _file(self, shard: ShardEntry) -> _ShardFile:
+    def _file(self, shard: ShardEntry) -> _ShardFile | None:
+        """The shard's file; None where it could not be opened: a try costs the reading of an index."""
         if shard not in self._files:
-            self._files[shard] = _ShardFile(self._folder, shard, load_index(self._store, shard))
+            index = load_index(self._store, shard)
+            try:
+                self._files[shard] = _ShardFile(self._folder, shard, index)
+            except OSError as error:
+                self._files[shard] = None
+                self._stop_filling(error)
         self._files.move_to_end(shard)
         while len(self._files) > _KEPT_OPEN:
             self._files.popitem(last=False)
@@ -104,7 +115,8 @@ class _ShardFile:
 
     def read(self, entry: SampleEntry) -> Pixels | None:
         number = self._numbers[entry.key]
-        if self._map[number] != _HERE[0]:
+        # By a call: on a full RAM disk, to look at unwritten bytes through the map is a SIGBUS.
+        if os.pread(self._descriptor, 1, number) != _HERE:
             return None
         height, width = entry.height, entry.width
         data = np.frombuffer(self._map, np.uint8, _CHANNELS * height * width, self._offsets[number])
@@ -117,6 +129,7 @@ class _ShardFile:
         # where it would be a SIGBUS there.
         number = self._numbers[entry.key]
         image_HW3, label_HW = pixels
+        _refuse_last_room(self._descriptor, image_HW3.nbytes + label_HW.nbytes)
         offset = self._offsets[number]
         _write(self._descriptor, image_HW3, offset)
         _write(self._descriptor, label_HW, offset + image_HW3.size)
@@ -144,12 +157,19 @@ class _ShardFile:
             os.close(descriptor)
             self._unfinished.unlink(missing_ok=True)
             descriptor = os.open(self._unfinished, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)  # other machines on a shared disk leave it alone
-        os.ftruncate(descriptor, self._num_bytes)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)  # other machines on a shared disk leave it alone
+            os.ftruncate(descriptor, self._num_bytes)
+        except OSError:
+            os.close(descriptor)
+            raise
         return descriptor
 
     def _finish_if_whole(self) -> None:
-        if not self._is_finished and self._map[: len(self._numbers)].count(_HERE) == len(self._numbers):
+        if self._is_finished:
+            return
+        num_samples = len(self._numbers)
+        if os.pread(self._descriptor, num_samples, 0).count(_HERE) == num_samples:
             self._is_finished = True
             # Beside the reading: a disk may take a minute for what was written.
             threading.Thread(target=self._finish, name="decoded-cache", daemon=True).start()
@@ -163,6 +183,13 @@ class _ShardFile:
             return  # another process was there first
         except OSError as error:
             logger.warning("[event] cannot finish %s: %s", self._unfinished, error.strerror)
+
+
+def _refuse_last_room(descriptor: int, num_bytes: int) -> None:
+    """Raises OSError where so many bytes more would take what checkpoints and others need of the disk."""
+    disk = os.fstatvfs(descriptor)
+    if disk.f_bavail * disk.f_frsize < num_bytes + SPARED_BYTES:
+        raise OSError(errno.ENOSPC, f"its disk has less than {SPARED_BYTES / 1e9:.1f} GB left")
 
 
 def _write(descriptor: int, data: NDArray[np.uint8], offset: int) -> None:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pipeline.data import decoded_cache
 from pipeline.data.augment import CropBuffers, augment
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.decoded_cache import DecodedCache
+from pipeline.data.index import load_index
 from pipeline.errors import SampleError
 
 ROOT = Path(__file__).parents[3]
@@ -263,6 +265,66 @@ def test_a_disk_that_fills_up_ends_the_filling_and_what_is_cached_serves_on(
     ]
     cache = DecodedCache(str(tmp_path), dataset._store)
     assert [cache.find(ref.shard, ref.entry) is not None for ref in all_refs] == [True] * 3 + [False] * 8
+
+
+def test_nothing_is_cached_on_a_disk_with_little_left(packed, tmp_path, monkeypatch, caplog):
+    """Checkpoints and others need that room."""
+    monkeypatch.setattr(decoded_cache, "SPARED_BYTES", 2**62)
+    dataset, all_refs = refs(packed)
+    reader = dataset.reader(str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        for ref in all_refs:
+            assert np.array_equal(reader.read(ref).image_HW3, dataset.reader().read(ref).image_HW3)
+    assert len(caplog.records) == 1
+    assert "grows no further: its disk has less than" in caplog.text
+    cache = DecodedCache(str(tmp_path), dataset._store)
+    assert not any(cache.find(ref.shard, ref.entry) for ref in all_refs)
+
+
+def test_a_full_ram_disk_kills_nobody(packed, tmp_path):
+    """There, to look through a map at what was never written is a SIGBUS."""
+    in_a_mount_of_its_own = ["unshare", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.call([*in_a_mount_of_its_own, "true"]):
+        pytest.skip("a user who may mount nothing has no small RAM disk")
+    code = """
+disk = os.open(folder + "/fill", os.O_CREAT | os.O_WRONLY)
+os.mkdir(folder + "/cache")
+try:
+    while True:
+        os.write(disk, bytes(4096))
+except OSError:
+    pass
+decoded_cache.SPARED_BYTES = 0
+reader = dataset.reader(folder + "/cache")
+for index in range(11):
+    reader.read(dataset.ref(*dataset.locate(index)))
+assert len(os.listdir(folder + "/cache")) == 4
+"""
+    mounted = 'mount -t tmpfs -o size=1m tmpfs "$2" && exec "$0" -c "$1" "$3" "$2"'
+    arguments = [sys.executable, HEADER + code, str(tmp_path), packed]
+    command = [*in_a_mount_of_its_own, "sh", "-c", mounted, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_cache_that_cannot_be_opened_costs_one_try_a_shard(packed, tmp_path, monkeypatch):
+    """A try reads an index, and leaves no file open."""
+    dataset, all_refs = refs(packed)
+    loaded = []
+    monkeypatch.setattr(
+        decoded_cache, "load_index", lambda store, shard: loaded.append(shard) or load_index(store, shard)
+    )
+
+    def ftruncate(descriptor, num_bytes):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(decoded_cache.os, "ftruncate", ftruncate)
+    reader = dataset.reader(str(tmp_path))
+    for ref in all_refs * 3:
+        reader.read(ref)
+    assert loaded == list(dataset.split.shards)
+    opened = [path.resolve() for path in Path("/proc/self/fd").iterdir()]
+    assert not [path for path in opened if path.is_relative_to(tmp_path)]
 
 
 def test_a_damaged_sample_is_never_cached(own, tmp_path):
