@@ -10,7 +10,6 @@ from pipeline.config import StoreConfig
 from pipeline.data.store import open_store
 from pipeline.errors import ShardError, WorldStateError
 
-pytest.importorskip("google.cloud.storage", reason="needs the extra: pip install 'smart_open[gcs]'")
 DATA = bytes(range(200))
 
 
@@ -47,6 +46,7 @@ class Storage(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
+    pytest.importorskip("google.cloud.storage", reason="needs the extra: pip install 'smart_open[gcs]'")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Storage)
     server.daemon_threads, server.script, server.asked = True, [], 0
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
