@@ -9,13 +9,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import pipeline
 from pipeline.data.decode import MAX_PIXELS
+from pipeline.data.signal_mask import held_back
 from pipeline.errors import WorldStateError
 
 _RECEIVE_BYTES = 2**16
@@ -60,9 +60,7 @@ class WorkerProcess:
         # -P: a folder that happens to hold a numpy.py must not become part of the path.
         command = [sys.executable, "-P", "-X", "faulthandler", "-m", "pipeline.data.worker"]
         try:
-            # Ctrl-C and a preemption's SIGTERM go to the whole process group. What becomes of the run is
-            # for this process to say; a worker ends when this one does.
-            with _held_back(signal.SIGINT, signal.SIGTERM):
+            with held_back(signal.SIGINT, signal.SIGTERM):
                 self._process = subprocess.Popen(  # noqa: S603 - this interpreter and a module of its own
                     [*command, str(theirs.fileno()), str(memory)],
                     stdin=subprocess.DEVNULL, stdout=self._words, stderr=self._words,
@@ -141,16 +139,6 @@ class WorkerProcess:
 def _tail(words: BinaryIO) -> str:
     words.seek(max(0, words.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
     return words.read().decode(errors="replace").strip()
-
-
-@contextmanager
-def _held_back(*signals: signal.Signals) -> Iterator[None]:
-    """Signals that this thread, and a child started in it for good, are not given."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _environment() -> dict[str, str]:

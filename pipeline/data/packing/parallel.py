@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import cv2
 import psutil
 
+from pipeline.data.signal_mask import held_back
 from pipeline.errors import WorldStateError
 
 _T = TypeVar("_T")
@@ -78,9 +79,7 @@ class Processes:
         if self._pool is None:
             spawn = multiprocessing.get_context("spawn")
             theirs, self._lifeline = spawn.Pipe(duplex=False)
-            self._pool = ProcessPoolExecutor(
-                self._count, spawn, initializer=_begin_process, initargs=(theirs,)
-            )
+            self._pool = _DeafPool(self._count, spawn, initializer=_begin_process, initargs=(theirs,))
         return self._pool
 
 
@@ -94,9 +93,17 @@ def windowed(pool: Executor, function: Callable[[_T], _R], tasks: Sequence[_T], 
         yield result
 
 
+class _DeafPool(ProcessPoolExecutor):
+    """Processes that Ctrl-C does not reach: the one that collects hears it, and ends them."""
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:  # noqa: ANN401 - as the base class has it
+        """Submit a task, which may start a process."""
+        with held_back(signal.SIGINT):
+            return super().submit(*args, **kwargs)
+
+
 def _begin_process(connection: Connection) -> None:
-    """Prepares a process: one thread of OpenCV, deaf to Ctrl-C, gone when the other end of a pipe is."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that collects hears it, and ends us
+    """Prepares a process: one thread of OpenCV, gone when the other end of a pipe is."""
     cv2.setNumThreads(1)
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
 
