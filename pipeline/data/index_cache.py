@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 from pipeline.data.index import SampleEntry
+from pipeline.data.sample_table import SampleTable
 from pipeline.errors import PipelineError
 
-MAX_SAMPLES = 2**17
-"""Lines that are kept, about 60 MB: twice what 64 streams with blocks of 1024 samples mix at a time."""
+MAX_SAMPLES = 2**20
+"""Lines that are kept, about 120 MB. The shards of all streams of a rank should fit, as they are used in
+turn: 64 of 16,000 samples each. Beyond that every sample costs the reading of an index, tens of ms."""
 _THREADS = 4
-
-Index = tuple[SampleEntry, ...]
 
 
 class IndexCache:
     """Parsed indexes by shard, the ones used last; threads may share it."""
 
-    def __init__(self, load: Callable[[int], Index], max_samples: int = MAX_SAMPLES) -> None:
-        self._load, self._max_samples = load, max_samples
-        self._kept: OrderedDict[int, Index] = OrderedDict()
+    def __init__(self, load: Callable[[int], Sequence[SampleEntry]], max_samples: int = MAX_SAMPLES) -> None:
+        self._read, self._max_samples = load, max_samples
+        self._kept: OrderedDict[int, SampleTable] = OrderedDict()
         self._num_samples = 0
-        self._coming: dict[int, Future[Index]] = {}
+        self._coming: dict[int, Future[SampleTable]] = {}
         self._threads: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
-    def get(self, shard: int) -> Index:
+    def get(self, shard: int) -> SampleTable:
         """The index of a shard; raises what loading it raises."""
         with self._lock:
             found, coming = self._kept.get(shard), self._coming.pop(shard, None)
@@ -50,7 +50,10 @@ class IndexCache:
                 self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="index")
             self._coming[shard] = self._threads.submit(self._load, shard)
 
-    def _keep(self, shard: int, index: Index) -> Index:
+    def _load(self, shard: int) -> SampleTable:
+        return SampleTable(self._read(shard))
+
+    def _keep(self, shard: int, index: SampleTable) -> SampleTable:
         with self._lock:
             if shard not in self._kept:
                 self._num_samples += len(index)
