@@ -17,6 +17,8 @@ from pipeline.data.store.address import is_address
 from pipeline.data.store.remote import RemoteStore
 
 _LOOK_AGAIN_S = 0.2
+_CLOCKS_S = 1.0
+"""What a disk's clock may be behind."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,21 @@ def stage_shards(
 ) -> Staged:
     """What is here once all shards are, or once the cache is full; local shards are where they are.
 
-    `report` is told after every shard. Raises a PipelineError for a shard that cannot be had. Several
-    processes may stage the same: each shard comes once.
+    What is brought first stays: where there is no room, the later ones are left out. `report` is told
+    after every shard. Raises a PipelineError for a shard that cannot be had. Several processes may stage
+    the same: each shard comes once.
     """
     staged = Staged()
     if not is_address(root):
         return staged
-    store = RemoteStore(root, config)
+    store, begin_s = RemoteStore(root, config), time.time() - _CLOCKS_S
+
+    def bring(shard: ShardEntry) -> bool:
+        return _bring(store, shard, begin_s)
+
     pool = ThreadPoolExecutor(config.downloads, thread_name_prefix="shard-stage")
     try:
-        for shard, here in zip(shards, pool.map(lambda shard: _bring(store, shard), shards), strict=True):
+        for shard, here in zip(shards, pool.map(bring, shards), strict=True):
             if here:
                 staged = Staged(staged.shards + 1, staged.bytes + shard.bytes, staged.left_out)
             else:
@@ -70,8 +77,8 @@ def first_shards(
     return [training.split.shards[int(shard)] for shard in shards[np.argsort(first)]]
 
 
-def _bring(store: RemoteStore, shard: ShardEntry) -> bool:
+def _bring(store: RemoteStore, shard: ShardEntry, begin_s: float) -> bool:
     """True once the shard is here, by this process or by another of this machine; False without room."""
-    while (outcome := store.bring(shard)) == "elsewhere":
+    while (outcome := store.bring(shard, begin_s)) == "elsewhere":
         time.sleep(_LOOK_AGAIN_S)
     return outcome == "here"

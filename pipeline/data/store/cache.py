@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import logging
+import math
 import os
 import shutil
 import stat
@@ -93,12 +94,15 @@ class ShardCache:
         with _locked(self._lock_path(url), wait=False) as mine:
             yield mine
 
-    def begin(self, url: str, sha256: str, num_bytes: int) -> Incoming | None:
-        """A file for a claimed shard's bytes, None where the limit or the disk leaves no room for it."""
+    def begin(self, url: str, sha256: str, num_bytes: int, keep_since_s: float = math.inf) -> Incoming | None:
+        """A file for a claimed shard's bytes, None where the limit or the disk leaves no room for it.
+
+        Shards used since `keep_since_s`, by time.time, make no room for it, nor do those in use.
+        """
         path = self._path(url, sha256)
         with _locked(self.folder / "locks" / "room", wait=True):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not self._make_room(num_bytes, path):
+            if not self._make_room(num_bytes, path, keep_since_s):
                 return None
             try:
                 return Incoming(path, sha256, num_bytes)
@@ -110,18 +114,19 @@ class ShardCache:
         """Close the files."""
         self._files.clear()
 
-    def _make_room(self, num_bytes: int, wanted: Path) -> bool:
+    def _make_room(self, num_bytes: int, wanted: Path, keep_since_s: float) -> bool:
         """Evict what was used longest ago until the bytes fit, as far as it is not in use."""
-        now_s, files = time.time(), sorted(self._listed(wanted))
+        keep_since_s, files = min(time.time() - IN_USE_S, keep_since_s), sorted(self._listed(wanted))
         used_bytes = sum(size for _, size, _ in files)
         free_bytes = shutil.disk_usage(self.folder).free - SPARED_BYTES
         limit_bytes = min(self._limit_bytes, used_bytes + free_bytes)
         used_bytes += num_bytes
         for used_s, size, path in files:
-            if used_bytes <= limit_bytes or now_s - used_s < IN_USE_S:
+            if used_bytes <= limit_bytes or used_s > keep_since_s:
                 break
-            path.unlink(missing_ok=True)
-            used_bytes -= size
+            if path.suffix != PARTIAL:  # somebody's download, however long the server has been silent
+                path.unlink(missing_ok=True)
+                used_bytes -= size
         if used_bytes > limit_bytes:
             self._warn(
                 f"[store] the cache {self.folder} may hold {max(limit_bytes, 0) / 1e9:.2f} GB, and the "

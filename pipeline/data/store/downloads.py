@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.data.store.cache import ShardCache
 from pipeline.data.store.fetcher import PART_BYTES, Fetcher
-from pipeline.errors import PipelineError, ShardError, without_credentials
+from pipeline.errors import PipelineError, ShardError, WorldStateError, without_credentials
 
 if TYPE_CHECKING:
     from pipeline.data.shard_table import ShardEntry
@@ -26,16 +27,41 @@ _TRIES = 2
 
 
 def bring(
-    cache: ShardCache, fetcher: Fetcher, url: str, shard: ShardEntry, stopped: Callable[[], bool]
+    cache: ShardCache,
+    fetcher: Fetcher,
+    url: str,
+    shard: ShardEntry,
+    stopped: Callable[[], bool],
+    keep_since_s: float = math.inf,
 ) -> Outcome:
-    """How it ended; raises a PipelineError where the shard cannot be had, or is not the manifest's."""
+    """How it ended; raises a PipelineError where the shard cannot be had, or is not the manifest's.
+
+    No shard that was used since `keep_since_s` is given up for it.
+    """
+    try:
+        return _bring(cache, fetcher, url, shard, stopped, keep_since_s)
+    except OSError as error:
+        raise WorldStateError(
+            f"cannot keep {without_credentials(url)} in {cache.folder}: {error.strerror}; make room there, "
+            "or type --data.store.cache_dir and another folder"
+        ) from error
+
+
+def _bring(
+    cache: ShardCache,
+    fetcher: Fetcher,
+    url: str,
+    shard: ShardEntry,
+    stopped: Callable[[], bool],
+    keep_since_s: float,
+) -> Outcome:
     with cache.claimed(url) as mine:
         if cache.holds(url, shard.sha256, shard.bytes):
             return "here"
         if not mine:
             return "elsewhere"
         for _ in range(_TRIES):
-            incoming = cache.begin(url, shard.sha256, shard.bytes)
+            incoming = cache.begin(url, shard.sha256, shard.bytes, keep_since_s)
             if incoming is None:
                 return "no room"
             try:

@@ -6,6 +6,7 @@ and where the disk has no room, a read is one request for exactly its range.
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import TYPE_CHECKING
 
@@ -64,9 +65,13 @@ class RemoteStore:
         self._staged[shard.name] = shard
         self._downloads.announce(self._url(shard.name), shard)
 
-    def bring(self, shard: ShardEntry) -> Outcome:
-        """How the download of a shard ended, once it has; raises a PipelineError where it cannot be had."""
-        return bring(self._cache, self._fetcher, self._url(shard.name), shard, self._closed.is_set)
+    def bring(self, shard: ShardEntry, keep_since_s: float = math.inf) -> Outcome:
+        """How the download of a shard ended, once it has; raises a PipelineError where it cannot be had.
+
+        No shard that was used since `keep_since_s`, by time.time, is given up for it.
+        """
+        url = self._url(shard.name)
+        return bring(self._cache, self._fetcher, url, shard, self._closed.is_set, keep_since_s)
 
     def drop(self, name: str) -> None:
         """Delete the copy of a shard that proved bad; one that was staged is downloaded again."""

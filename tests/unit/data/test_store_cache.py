@@ -116,6 +116,20 @@ def test_a_disk_with_less_room_than_the_limit_is_not_filled(tmp_path, monkeypatc
     assert held(cache, 3) == {1, 2}
 
 
+def test_a_download_makes_no_room_however_long_its_server_is_silent(tmp_path):
+    cache = ShardCache(str(tmp_path), 2500)
+    url, sha256 = URL.format(0), hashlib.sha256(content(0)).hexdigest()
+    with cache.claimed(url):
+        incoming = cache.begin(url, sha256, 1000)
+        (path,) = cache.folder.glob("shards/*/*/*")
+        os.utime(path, (time.time() - IN_USE_S - 1,) * 2)
+        assert put(cache, 1)
+        assert not put(cache, 2)
+        incoming.add(content(0))
+        assert incoming.keep()
+    assert held(cache, 3) == {0, 1}
+
+
 def test_an_evicted_shard_stays_readable_to_whoever_has_it_open(tmp_path):
     reader, writer = ShardCache(str(tmp_path), 1500), ShardCache(str(tmp_path), 1500)
     assert put(writer, 0)

@@ -1,6 +1,7 @@
 """Shards brought ahead of their use: each once, in the background, by threads that end."""
 
 import hashlib
+import shutil
 import threading
 import time
 
@@ -8,10 +9,11 @@ import pytest
 
 from pipeline.config import StoreConfig
 from pipeline.data.shard_table import ShardEntry
+from pipeline.data.staging import Staged, stage_shards
 from pipeline.data.store import remote
 from pipeline.data.store.remote import RemoteStore
 from pipeline.data.store.transport import Part, Transient
-from pipeline.errors import ShardError
+from pipeline.errors import ShardError, WorldStateError
 
 FILES = {f"train/train-{number:06d}.tar": bytes([number + 1]) * 3000 for number in range(20)}
 SHARDS = [
@@ -126,6 +128,35 @@ def test_an_absent_shard_does_not_end_the_downloads_of_others(store, server):
     for shard in SHARDS[:5]:
         store.stage(shard)
     wait_until(lambda: all(cached(store, server, shard) for shard in SHARDS[1:5]))
+
+
+@pytest.mark.parametrize("gone", ["shards", "."])
+def test_a_cache_that_is_removed_costs_downloads_and_not_their_threads(store, server, caplog, gone):
+    """Somebody makes room by hand."""
+    server.open.clear()
+    store.stage(SHARDS[0])
+    wait_until(lambda: len(whole(server)) == 1)
+    shutil.rmtree(store._cache.folder / gone)
+    server.open.set()
+    wait_until(lambda: "not downloaded: cannot keep s3://bucket/set/train/train-000000.tar" in caplog.text)
+    shutil.rmtree(store._cache.folder, ignore_errors=True)
+    with pytest.raises(WorldStateError, match="No such file or directory; make room there, or type --data"):
+        store.bring(SHARDS[1])
+    for name in ("shards", "locks"):
+        (store._cache.folder / name).mkdir(parents=True)
+    for shard in SHARDS[:5]:
+        store.stage(shard)
+    wait_until(lambda: all(cached(store, server, shard) for shard in SHARDS[:5]))
+
+
+def test_staging_more_than_fits_keeps_what_is_needed_first(server, tmp_path, monkeypatch):
+    """However long it takes: what was brought a minute ago is what a run begins with."""
+    monkeypatch.setattr("pipeline.data.store.cache.IN_USE_S", 0.0)
+    config = StoreConfig(cache_dir=str(tmp_path), cache_gb=10_000 / 1e9, downloads=1)
+    assert stage_shards("s3://bucket/set", SHARDS, config) == Staged(shards=3, bytes=9000, left_out=17)
+    before = len(server.asked)
+    assert stage_shards("s3://bucket/set", SHARDS[:3], config) == Staged(shards=3, bytes=9000)
+    assert len(server.asked) == before
 
 
 def test_threads_are_few_and_end_with_the_store(server, tmp_path):
