@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -86,19 +85,21 @@ class Downloads:
         self._cache = cache
         self._fetcher = fetcher
         self._num_threads = num_threads
-        self._waiting: deque[tuple[str, ShardEntry]] = deque()
-        self._known: set[str] = set()
+        self._waiting: dict[str, ShardEntry] = {}
+        self._running: set[str] = set()
         self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()
         self._closed = False
 
     def announce(self, url: str, shard: ShardEntry) -> None:
-        """Download a shard when its turn comes; nothing for one that waits already."""
+        """Download a shard when its turn comes; nothing for one that waits already.
+
+        One that is being downloaded is looked at again, as its copy may have been dropped meanwhile.
+        """
         with self._changed:
-            if self._closed or url in self._known:
+            if self._closed:
                 return
-            self._known.add(url)
-            self._waiting.append((url, shard))
+            self._waiting.setdefault(url, shard)
             if len(self._threads) < self._num_threads:
                 thread = threading.Thread(target=self._work, name="shard-download", daemon=True)
                 self._threads.append(thread)
@@ -124,13 +125,20 @@ class Downloads:
                 # Whoever reads the shard asks the server for itself, and meets the same with a name to it.
                 logger.warning("[store] not downloaded: %s", error)
             with self._changed:
+                self._running.discard(url)
                 if outcome == "elsewhere" and not self._closed:
-                    self._waiting.append(job)  # seen to again, should the other process be killed
+                    self._waiting.setdefault(url, shard)  # seen to again, should the other process be killed
                     self._changed.wait(_LOOK_AGAIN_S)
-                else:
-                    self._known.discard(url)
 
     def _next(self) -> tuple[str, ShardEntry] | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or bool(self._waiting))
-            return None if self._closed else self._waiting.popleft()
+            self._changed.wait_for(lambda: self._closed or self._due() is not None)
+            url = self._due()
+            if self._closed or url is None:
+                return None
+            self._running.add(url)
+            return url, self._waiting.pop(url)
+
+    def _due(self) -> str | None:
+        """The first that waits and that no thread is at."""
+        return next((url for url in self._waiting if url not in self._running), None)

@@ -11,6 +11,7 @@ from pipeline.config import StoreConfig
 from pipeline.data.shard_table import ShardEntry
 from pipeline.data.staging import Staged, stage_shards
 from pipeline.data.store import remote
+from pipeline.data.store.incoming import Incoming
 from pipeline.data.store.remote import RemoteStore
 from pipeline.data.store.transport import Part, Transient
 from pipeline.errors import ShardError, WorldStateError
@@ -109,6 +110,28 @@ def test_a_dropped_shard_that_was_announced_is_downloaded_again(store, server):
     store.stage(SHARDS[0])
     wait_until(lambda: cached(store, server, SHARDS[0]))
     store.drop(SHARDS[0].name)
+    wait_until(lambda: cached(store, server, SHARDS[0]))
+    assert len(whole(server)) == 2
+
+
+def test_a_shard_that_is_dropped_before_its_download_has_ended_is_downloaded_again(
+    store, server, monkeypatch
+):
+    """The copy is there, and somebody finds it bad, before the thread that made it knows that it is."""
+    kept, go_on = threading.Event(), threading.Event()
+    keep = Incoming.keep
+
+    def keep_and_wait(incoming):
+        done = keep(incoming)
+        kept.set()
+        assert go_on.wait(20)
+        return done
+
+    monkeypatch.setattr(Incoming, "keep", keep_and_wait)
+    store.stage(SHARDS[0])
+    assert kept.wait(20)
+    store.drop(SHARDS[0].name)
+    go_on.set()
     wait_until(lambda: cached(store, server, SHARDS[0]))
     assert len(whole(server)) == 2
 
