@@ -101,8 +101,8 @@ def pack_pictures(
     Raises TreeError (a DatasetError) for bad pictures, DatasetError for an output that holds something
     else, WorldStateError where there is no space, the disk refuses, or another process is packing there.
     """
-    described = _described(options, pictures)
-    record = _record_of(output, pictures, described, source, map_tasks)
+    described, found = _described(options, pictures), read_record(output)
+    record = _record_of(output, found, pictures, described, source, map_tasks)
     finished = load_manifest(output.root) if record and output.size(MANIFEST_NAME) >= 0 else None
     if record and finished and all(output.size(shard.name) == shard.bytes for shard in _shards(finished)):
         _LOG.info("[pack] %s holds this tree already; nothing to do", output.root)
@@ -117,6 +117,7 @@ def pack_pictures(
     missing = [task for task in tasks if task.name not in record.shards]
     refuse_no_space(output, missing, options.codec)
     with output.only_packer():
+        _refuse_changed(output, found)
         manifest = _write(output, tasks, record, options, map_tasks)
     return _report(manifest)
 
@@ -130,13 +131,13 @@ def _described(options: PackOptions, pictures: Sequence[Picture]) -> list[object
 
 def _record_of(
     output: Output,
+    record: PackingRecord | None,
     pictures: Sequence[Picture],
     described: Sequence[object],
     source: str,
     map_tasks: MapTasks,
 ) -> PackingRecord | None:
-    """The record of an earlier packing of these very pictures, else None; refuses an output not ours."""
-    record = read_record(output)
+    """The record where it is one of these very pictures, else None; refuses an output not ours."""
     if record is not None:
         if record.source.seen == seen_hash(pictures, described):
             return record
@@ -187,6 +188,15 @@ def _write(
     manifest = make_manifest(options.classes, by_split)
     write_whole(output, MANIFEST_NAME, manifest_text(manifest).encode())
     return manifest
+
+
+def _refuse_changed(output: Output, found: PackingRecord | None) -> None:
+    """Raises WorldStateError where another packer was at work since the record was read: its shards stay."""
+    if read_record(output) != found:
+        raise WorldStateError(
+            f"another process has packed into {output.root} meanwhile; run the same command again to go on, "
+            "or take another --out"
+        )
 
 
 def _refuse_unseen(output: Output, shard: ShardEntry) -> None:

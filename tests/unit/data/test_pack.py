@@ -455,6 +455,22 @@ def test_two_packers_do_not_write_into_one_folder(tree, tmp_path):
     assert pack_cityscapes(str(tree), str(out)).samples == 16
 
 
+@pytest.mark.parametrize("same_tree", [True, False])
+def test_what_was_packed_while_a_second_packer_looked_at_its_tree_stays(tree, tmp_path, make_tree, same_tree):
+    other = tree if same_tree else make_tree(tmp_path / "other", train=4, val=2)
+    out, packed = tmp_path / "out", []
+
+    def after_the_first_packer(function, tasks):
+        if not packed:
+            packed.append(pack_cityscapes(str(tree), str(out)))
+        return map(function, tasks)
+
+    with pytest.raises(WorldStateError, match=r"another process has packed into .*out meanwhile; run"):
+        pack_cityscapes(str(other), str(out), map_tasks=after_the_first_packer)
+    assert load_manifest(str(out)).id == packed[0].manifest_id
+    ShardDataset.open(str(out), "train").audit()
+
+
 def test_a_packer_killed_in_its_first_write_does_not_stand_in_its_own_way(tree, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
