@@ -16,14 +16,14 @@ from pipeline.errors import PipelineError, WorldStateError
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _AHEAD = 3
-"""Tasks handed out a CPU."""
+"""Tasks handed out a CPU, so that none waits for the one that collects results."""
 
 
 @contextmanager
 def task_map(processes: int = 0) -> Iterator[MapTasks]:
     """A map by the cluster at RAY_ADDRESS, which a Ray job has set, else by processes of this machine.
 
-    `processes` are those of this machine, 0 for one a core.
+    `processes` are those that work at a time, 0 for one a core.
     """
     if not os.environ.get("RAY_ADDRESS"):
         with Processes(processes) as map_tasks:
@@ -32,11 +32,11 @@ def task_map(processes: int = 0) -> Iterator[MapTasks]:
     from pipeline.launch.ray_cluster import connected  # noqa: PLC0415 - it brings torch along
 
     with connected() as room:
-        yield RayTasks(processes or room.cpus)
+        yield RayTasks(processes or _AHEAD * room.cpus)
 
 
 class RayTasks:
-    """A map by tasks of the cluster that this process is connected to, `count` at a time."""
+    """A map by tasks of the cluster that this process is connected to, at most `count` at a time."""
 
     def __init__(self, count: int) -> None:
         self._count = max(count, 1)
@@ -51,14 +51,13 @@ class RayTasks:
         from ray.exceptions import RayError, RayTaskError  # noqa: PLC0415
 
         remote: Any = ray.remote(num_cpus=1, max_retries=3)(_run)
-        ahead = _AHEAD * self._count
-        waiting: deque[Any] = deque(remote.remote(function, task) for task in tasks[:ahead])
+        waiting: deque[Any] = deque(remote.remote(function, task) for task in tasks[: self._count])
         try:
             for number in range(len(tasks)):
                 result: _R = ray.get(waiting[0])
                 waiting.popleft()
-                if number + ahead < len(tasks):
-                    waiting.append(remote.remote(function, tasks[number + ahead]))
+                if number + self._count < len(tasks):
+                    waiting.append(remote.remote(function, tasks[number + self._count]))
                 yield result
         except RayTaskError as error:
             if isinstance(error.cause, PipelineError):

@@ -23,6 +23,17 @@ with task_map() as map_tasks:
     print(pack_cityscapes(sys.argv[1], sys.argv[2], samples_per_shard=3, map_tasks=map_tasks).manifest_id)
     print(list(map_tasks(abs, range(-40, 0))))
 """
+ONE_AT_A_TIME = """
+import time
+from pipeline.launch.ray_map import task_map
+def work(number):
+    begin_s = time.time()
+    time.sleep(0.3)
+    return begin_s, time.time()
+with task_map(processes=1) as map_tasks:
+    spans = list(map_tasks(work, range(4)))
+print(all(end_s <= begin_s for (_, end_s), (begin_s, _) in zip(spans, spans[1:])))
+"""
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -43,6 +54,15 @@ def test_tasks_of_the_cluster_write_the_bytes_of_one_process(
     assert manifest_id == report.manifest_id
     assert json.loads(numbers) == list(range(40, 0, -1))
     assert files(tmp_path / "cluster") == files(tmp_path / "here")
+
+
+def test_no_more_tasks_work_at_a_time_than_were_asked_for(ray_environment: dict[str, str]) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", ONE_AT_A_TIME],
+        env=ray_environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "True"
 
 
 def test_the_job_tells_a_bad_tree_in_one_line_from_the_cluster_too(
