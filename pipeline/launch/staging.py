@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import Config
@@ -58,6 +58,8 @@ def stage_on_nodes(
         for answer in ready:
             try:
                 _tell(ray.get(answer))
+            except RayTaskError:
+                raise  # not the node's fault, but a bug
             except RayError as error:  # its workers, if any, will read over the network
                 logger.warning("[stage] a node was lost while shards were brought to it (%s)", error)
     for answer in waiting:
