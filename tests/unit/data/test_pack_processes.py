@@ -21,7 +21,8 @@ from pipeline.errors import DatasetError, WorldStateError
 
 ROOT = Path(__file__).resolve().parents[3]
 PACK = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell began the tests with &
 from pipeline.data.packing.pack import pack_cityscapes
 from pipeline.data.packing.parallel import Processes
 with Processes(2) as map_tasks:

@@ -189,8 +189,9 @@ def test_threads_are_few_and_end_with_the_store(server, tmp_path):
     for shard in SHARDS:
         store.stage(shard)
     wait_until(lambda: len(whole(server)) == 3)
-    assert sum(thread.name == "shard-download" for thread in threading.enumerate()) == 3
-    assert all(thread.daemon for thread in set(threading.enumerate()) - before)
+    made = set(threading.enumerate()) - before
+    assert sum(thread.name == "shard-download" for thread in made) == 3
+    assert all(thread.daemon for thread in made)
     server.open.set()
     store.close()
     wait_until(lambda: set(threading.enumerate()) <= before)

@@ -21,6 +21,7 @@ TRAINER = """
     from pipeline.data.loader import TrainLoader
     from pipeline.world import World
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell began the tests with &
     if {deaf}:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     config = DataConfig(crop_height=16, crop_width=16, loader_workers=2)
