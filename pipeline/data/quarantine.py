@@ -100,7 +100,10 @@ class Quarantine:
 
 
 def _append(path: Path, line: str) -> None:
-    """Adds a line in one write, so that ranks do not interleave, after whatever half line is there."""
+    """Adds a line in one write, so that ranks do not interleave, after whatever half line is there.
+
+    Another rank's write that is seen half done leaves an empty line, which readers pass over.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
