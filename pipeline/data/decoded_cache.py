@@ -28,6 +28,7 @@ from pipeline.data.index import SampleEntry, load_index
 from pipeline.data.shard_table import ShardEntry
 from pipeline.data.store import Store
 from pipeline.data.store.cache import SPARED_BYTES
+from pipeline.disk import flush
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ class _ShardFile:
         try:
             os.fsync(self._descriptor)
             self._unfinished.rename(self._finished)
-            _sync_folder(self._finished.parent)
+            flush(self._finished.parent)
         except FileNotFoundError:
             return  # another process was there first
         except OSError as error:
@@ -209,11 +210,3 @@ def _remove_unless_used(path: Path) -> None:
             path.unlink()
         finally:
             os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

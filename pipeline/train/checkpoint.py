@@ -15,10 +15,8 @@ it, does not exist for a reader. Ray's own bookkeeping is not needed to resume.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from torch import Tensor, nn
 
 from pipeline.config import BackboneConfig, HeadConfig, ModelConfig
 from pipeline.data.labels import ClassTable
+from pipeline.disk import file_sha256, flush
 from pipeline.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -121,15 +120,15 @@ def write_checkpoint(
     _write_json(folder / STATE, dict(state))
     files = {}
     for path in sorted(folder.iterdir()):
-        _flush(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        flush(path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     temporary = folder / f"{COMMIT}.tmp"
     _write_json(temporary, {"files": files})
-    _flush(temporary)
-    _flush(folder)
+    flush(temporary)
+    flush(folder)
     temporary.rename(folder / COMMIT)
-    _flush(folder)
-    _flush(folder.parent)
+    flush(folder)
+    flush(folder.parent)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -260,7 +259,7 @@ def _verify(folder: Path) -> None:
         path = folder / name
         if not path.is_file() or path.stat().st_size != expected["bytes"]:
             raise CheckpointError(f"{path} is missing or not {expected['bytes']} bytes long")
-        if _sha256(path) != expected["sha256"]:
+        if file_sha256(path) != expected["sha256"]:
             raise CheckpointError(f"{path} differs from what was committed (sha256)")
 
 
@@ -275,17 +274,3 @@ def _read_card(folder: Path) -> ModelCard:
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
-
-
-def _flush(path: Path) -> None:
-    """Make a file's content, or a folder's entries, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

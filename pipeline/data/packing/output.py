@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import shutil
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any, Protocol
 
 from pipeline.data.store import Store, open_store
 from pipeline.data.store.address import is_address, parse_address
+from pipeline.disk import flush
 from pipeline.errors import ConfigError, DatasetError, WorldStateError, without_credentials
 
 TEMPORARY = ".partial"
@@ -75,12 +75,6 @@ def write_whole(output: Output, name: str, data: bytes) -> None:
         path.write_bytes(data)
 
 
-def file_sha256(path: Path) -> str:
-    """The file's sha256, 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @dataclass(frozen=True)
 class LocalOutput:
     """A folder."""
@@ -101,9 +95,9 @@ class LocalOutput:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield partial
-            _sync(partial)
+            flush(partial)
             partial.replace(path)
-            _sync(path.parent)
+            flush(path.parent)
         except OSError as error:
             raise WorldStateError(
                 f"cannot write {path}: {error.strerror}; free the space or the folder, or take another "
@@ -216,12 +210,3 @@ def _upload_parameters(scheme: str) -> dict[str, Any]:
 def _remote_store(root: str) -> Store:
     """The store through which a process looks at what is there; its connections are kept."""
     return open_store(root)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file, or a folder's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass, field
 
 from pipeline.data.index import index_name
 from pipeline.data.manifest import MANIFEST_NAME
-from pipeline.data.packing.output import TEMPORARY, LocalOutput, Output, file_sha256, write_whole
+from pipeline.data.packing.output import TEMPORARY, LocalOutput, Output, write_whole
 from pipeline.data.packing.pictures import Picture
 from pipeline.data.shard_table import ShardEntry, sha256_hex
+from pipeline.disk import file_sha256
 
 RECORD_NAME = "packing.jsonl"
 _UPLOAD_EVERY_S = 10.0

@@ -6,6 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from pipeline.disk import flush
+
 PARTIAL = ".part"
 """Ending of the names of files that may not be whole."""
 
@@ -40,18 +42,10 @@ class Incoming:
         os.fsync(self._file.fileno())
         self._file.close()
         self._partial.rename(self._path)
-        _sync_folder(self._path.parent)
+        flush(self._path.parent)
         return True
 
     def discard(self) -> None:
         """Delete what has arrived; nothing after `keep`."""
         self._file.close()
         self._partial.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

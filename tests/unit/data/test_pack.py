@@ -18,10 +18,11 @@ from PIL import Image
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.labels import CITYSCAPES
 from pipeline.data.manifest import load_manifest
-from pipeline.data.packing import output, pictures, shard_writer
 from pipeline.data.packing import pack as pack_module
+from pipeline.data.packing import pictures, shard_writer
 from pipeline.data.packing.pack import pack_cityscapes
 from pipeline.data.packing.pictures import TreeError
+from pipeline.disk import file_sha256
 from pipeline.errors import ConfigError, DatasetError, WorldStateError
 
 
@@ -91,7 +92,7 @@ def test_kept_images_keep_their_bytes_and_the_manifest_tells_the_truth(tree, tmp
     assert report.bytes == sum((out / shard.name).stat().st_size for shard in shards)
     seen = 0
     for shard in shards:
-        assert output.file_sha256(out / shard.name) == shard.sha256
+        assert file_sha256(out / shard.name) == shard.sha256
         with tarfile.open(out / shard.name) as tar:
             for member in tar:
                 if member.name.endswith(".image.png"):
@@ -430,7 +431,7 @@ def test_a_disk_that_fills_up_names_the_file_and_leaves_no_torn_one(tree, tmp_pa
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(output.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(WorldStateError, match=r"cannot write .*: No space left on device; free the space"):
         pack_cityscapes(str(tree), str(tmp_path / "out"))
     assert files_of(tmp_path / "out") == {}

@@ -86,7 +86,7 @@ def test_a_write_that_fails_midway_leaves_no_checkpoint(tmp_path, monkeypatch):
     def disk_is_full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_flush", disk_is_full)
+    monkeypatch.setattr(checkpoint, "flush", disk_is_full)
     with pytest.raises(OSError, match="No space"):
         write(tmp_path, 5)
     assert checkpoint.list_committed(tmp_path) == []
