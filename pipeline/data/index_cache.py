@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 
 from pipeline.data.index import SampleEntry
@@ -26,7 +26,8 @@ class IndexCache:
         self._kept: OrderedDict[int, SampleTable] = OrderedDict()
         self._num_samples = 0
         self._coming: dict[int, Future[SampleTable]] = {}
-        self._threads: ThreadPoolExecutor | None = None
+        self._waiting: deque[tuple[int, Future[SampleTable]]] = deque()
+        self._num_threads = 0
         self._lock = threading.Lock()
 
     def get(self, shard: int) -> SampleTable:
@@ -46,9 +47,24 @@ class IndexCache:
         with self._lock:
             if shard in self._kept or shard in self._coming:
                 return
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="index")
-            self._coming[shard] = self._threads.submit(self._load, shard)
+            self._coming[shard] = Future()
+            self._waiting.append((shard, self._coming[shard]))
+            if self._num_threads < _THREADS:
+                self._num_threads += 1
+                # Not an executor's: a process that ends would wait for all of those, and for a silent server.
+                threading.Thread(target=self._work, name="index", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._num_threads -= 1
+                    return
+                shard, coming = self._waiting.popleft()
+            try:
+                coming.set_result(self._load(shard))
+            except BaseException as error:  # noqa: BLE001 - raised again by whoever asks
+                coming.set_exception(error)
 
     def _load(self, shard: int) -> SampleTable:
         return SampleTable(self._read(shard))

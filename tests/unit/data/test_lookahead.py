@@ -1,5 +1,7 @@
 """Shards and indexes are on their way before they are due; what is due comes in the plan's order."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -60,6 +62,17 @@ def test_an_index_that_was_prefetched_is_loaded_once_and_elsewhere(packed):
     assert thread is not threading.current_thread()
 
 
+def test_a_process_that_ends_does_not_wait_for_indexes_that_are_on_their_way():
+    code = """
+import threading
+from pipeline.data.index_cache import IndexCache
+indexes = IndexCache(lambda shard: threading.Event().wait())
+for shard in range(20):
+    indexes.prefetch(shard)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_an_error_while_prefetching_is_raised_where_the_index_is_needed_if_it_lasts():
     tries = []
 
@@ -92,10 +105,11 @@ def test_the_indexes_used_last_are_kept_up_to_a_number_of_samples(packed):
 def test_the_indexes_of_sixty_four_streams_of_large_shards_are_loaded_once():
     """Streams take turns, so were there no room for one of them, each sample would cost an index."""
     member, loaded = Member("png", 512, 100, 0), []
+    index = [SampleEntry(f"key{number}", 8, 8, member, member) for number in range(4000)]
 
     def load(shard: int):
         loaded.append(shard)
-        return [SampleEntry(f"key{number}", 8, 8, member, member) for number in range(10_000)]
+        return index
 
     indexes = IndexCache(load)
     for turn in range(3):
