@@ -8,6 +8,7 @@ import torch
 
 from pipeline.config import BackboneConfig, DataConfig, HeadConfig, ModelConfig, OptimConfig
 from pipeline.data.augment import CropBuffers, augment, colour_in_place
+from pipeline.data.loader import Batch
 from pipeline.model.segmenter import build_segmenter, channels_last
 from pipeline.recipes import recipe
 from pipeline.settings import with_settings
@@ -16,7 +17,7 @@ from pipeline.train.batch_norm import synchronize_batch_norm
 from pipeline.train.colour import change_colours
 from pipeline.train.loop import fit
 from pipeline.train.optim import build_optimizer
-from pipeline.train.step import LateNumbers, supports_bfloat16
+from pipeline.train.step import LateNumbers, supports_bfloat16, to_device
 
 
 class WholeSample:
@@ -44,6 +45,21 @@ def test_late_numbers_are_read_as_they_were_while_the_device_is_busy():
     for _ in range(20):
         busy = busy @ busy
     assert [numbers.read() for numbers in late] == [[0, 7], [1, 7]]
+
+
+def test_a_slot_may_be_filled_anew_while_the_device_has_yet_to_look_at_its_batch():
+    """What goes to the device was copied before, so no slot is read by a copy that is still to come."""
+    busy = torch.randn(4096, 4096, device=CUDA)
+    image_BHW3, label_BHW = np.empty((2, 256, 512, 3), np.uint8), np.empty((2, 256, 512), np.uint8)
+    moved = []
+    for number in range(10):
+        for _ in range(10):
+            busy = busy @ busy
+        image_BHW3[:], label_BHW[:] = number, 100 + number
+        moved.append(to_device(Batch(image_BHW3, label_BHW, (0, 1), ("a", "b")), CUDA))
+    for number, micro in enumerate(moved):
+        assert (micro.image_B3HW == number).all()
+        assert (micro.label_BHW == 100 + number).all()
 
 
 def test_colours_are_changed_to_the_pixels_that_opencv_makes():
