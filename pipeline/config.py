@@ -108,7 +108,8 @@ class DataConfig:
     quarantine_share: float = 0.001
     """The same as a share of the split's samples; the smaller bound holds, but one is always allowed."""
     decoded_cache: str = ""
-    """Folder on a local disk for decoded samples, filled as they are read; empty turns it off."""
+    """Folder on a local disk for decoded samples, filled as they are read and not checked again; empty
+    turns it off."""
     store: StoreConfig = field(default_factory=StoreConfig)
     """How shards at an address are read."""
     unindexed_train: str = ""

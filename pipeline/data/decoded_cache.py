@@ -5,6 +5,9 @@ written before the byte that says so, by calls that report a full disk instead o
 process killed at any moment leaves whole samples and absent ones. Until all are there, the machine's
 boot id is part of the name: after a power loss a disk may hold that byte without the pixels, so what
 an earlier boot left unfinished is removed. Finished files are synced, then renamed.
+
+What a sample was decoded from was checked; its pixels are not checked again here, so a crop costs its
+own pages alone. Whoever does not trust a disk does without the cache.
 """
 
 from __future__ import annotations

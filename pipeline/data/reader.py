@@ -1,8 +1,9 @@
 """Pixels of single samples: told where a sample lies, a reader hands out the regions that are asked for.
 
-Every byte that is used is checked by a CRC. What is wrong with one sample (cut, flipped, undecodable,
-another size than its index says, foreign ids) is a SampleError that names shard, key and offset; an
-absent shard, or a store out of reach, is an error of the store and says nothing against the sample.
+Every byte of a shard that is used is checked by a CRC. What is wrong with one sample (cut, flipped,
+undecodable, another size than its index says, foreign ids) is a SampleError that names shard, key and
+offset; an absent shard, or a store out of reach, is an error of the store and says nothing against the
+sample.
 """
 
 from __future__ import annotations
