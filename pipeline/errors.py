@@ -62,9 +62,9 @@ class Preempted(PipelineError):  # noqa: N818 - a stop that was asked for, not a
     exit_code = 75
 
 
-def nearest(name: str, candidates: Iterable[str]) -> str:
+def nearest(name: str, candidates: Iterable[str], likeness: float = 0.5) -> str:
     """The hint ` (did you mean X?)` for a misspelt name, or an empty string when nothing is near."""
-    matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=likeness)
     return f" (did you mean {matches[0]}?)" if matches else ""
 
 

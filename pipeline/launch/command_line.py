@@ -25,6 +25,8 @@ from pipeline.settings import flatten, refuse_idle_settings, with_settings
 FlagsT = TypeVar("FlagsT")
 RULE = re.compile(r"[─-]{5,}$")
 """The lines that tyro draws between its paragraphs."""
+_LIKENESS = 0.7
+"""A flag is a hint from here on: names are short, and two letters in common make half of one."""
 
 
 def parse_flags(flags_type: type[FlagsT], argv: Sequence[str]) -> FlagsT:
@@ -52,8 +54,7 @@ def parse_with_settings(
     """
     rest, settings = split_settings(argv)
     if {"-h", "--help"} & set(rest):
-        flags = _tyro(flags_type, [token for token in rest if token not in ("-h", "--help")], lenient=True)
-        sys.stdout.write(flags_help(flags_type) + settings_help(base(flags) if flags else Config()))
+        sys.stdout.write(flags_help(flags_type) + settings_help(base(_flags_beside_help(flags_type, rest))))
         raise SystemExit(0)
     refuse_unknown_flags(flags_type, rest, settings=tuple(flatten(Config())))
     flags = _tyro(flags_type, rest)
@@ -61,6 +62,21 @@ def parse_with_settings(
     config = with_settings(base(flags), settings)
     refuse_idle_settings(config, settings)
     return flags, config
+
+
+def _flags_beside_help(flags_type: type[FlagsT], argv: Sequence[str]) -> FlagsT:
+    """The flags that can be read beside `--help`; a text stands in for each one that must be typed."""
+    typed = [token for token in argv if token not in ("-h", "--help")]
+    names = {token.partition("=")[0].replace("_", "-") for token in typed}
+    needed = [
+        f"--{field.name.replace('_', '-')}"
+        for field in dataclasses.fields(flags_type)  # type: ignore[arg-type]  # a dataclass, by contract
+        if field.default is field.default_factory is dataclasses.MISSING
+    ]
+    flags = _tyro(flags_type, [*typed, *(f"{n}=" for n in needed if n not in names)], lenient=True)
+    flags = flags or _tyro(flags_type, [f"{name}=" for name in needed])
+    assert flags is not None
+    return flags
 
 
 def refuse_unknown_flags(flags_type: type[Any], argv: Sequence[str], settings: Sequence[str]) -> None:
@@ -74,9 +90,8 @@ def refuse_unknown_flags(flags_type: type[Any], argv: Sequence[str], settings: S
         name = token[2:].partition("=")[0].replace("_", "-")
         if token.startswith("--") and name not in known:
             leaves = [s for s in settings if s.rpartition(".")[2].replace("_", "-") == name]
-            hint = f" (did you mean --{leaves[0]}?)" if leaves else nearest(name, known).replace(
-                "mean ", "mean --"
-            )  # fmt: skip
+            near = nearest(name, known, _LIKENESS).replace("mean ", "mean --")
+            hint = f" (did you mean --{leaves[0]}?)" if leaves else near
             raise ConfigError(f"unknown flag {token}{hint}; --help lists them all")
 
 

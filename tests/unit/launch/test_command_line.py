@@ -7,6 +7,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.launch.command_line import parse_flags, parse_with_settings
 from pipeline.launch.setting_flags import field_docstrings, settings_help, split_settings
+from pipeline.launch.train_job import train
 from pipeline.recipes import RECIPES, recipe
 from pipeline.settings import flatten
 
@@ -74,16 +75,39 @@ def test_what_is_typed_wrong_is_one_line_that_names_it(argv: tuple[str, ...], wo
     assert all(word in message for word in words), message
 
 
+@pytest.mark.parametrize(
+    ("typed", "chosen"),
+    [
+        ((), "laptop"),
+        (("--recipe", "cityscapes-r101"), "cityscapes-r101"),
+        (("--recipe", "cityscapes-r101", "--shards", "a"), "cityscapes-r101"),
+        (("--shards",), "laptop"),
+    ],
+)
 def test_help_shows_every_flag_and_every_setting_with_the_recipes_value(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], typed: tuple[str, ...], chosen: str
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        parse("--help", "--recipe", "cityscapes-r101", "--shards", "a")
+        parse("--help", *typed)
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert "--preflight-only" in text
-    for name, value in flatten(RECIPES["cityscapes-r101"]()).items():
+    for name, value in flatten(RECIPES[chosen]()).items():
         assert f"--{name} {value}\n" in text
+
+
+def test_help_of_the_train_job_alone_shows_the_default_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train({}, ["--help"])
+    assert f"--train.batch_global {RECIPES['laptop']().train.batch_global}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--bogus", "--x", "--steady"])
+def test_a_flag_that_resembles_none_gets_no_hint(flag: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse("--shards", "a", flag)
+    assert flag in str(error.value)
+    assert "did you mean" not in str(error.value)
 
 
 def test_every_setting_has_a_docstring_that_help_shows() -> None:
