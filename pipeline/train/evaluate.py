@@ -21,10 +21,10 @@ from torch import Tensor
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.eval_loader import EvalLoader, EvalSample, resize_input
 from pipeline.data.labels import ClassTable
-from pipeline.errors import ShardError
+from pipeline.errors import PipelineError, ShardError
 from pipeline.model.segmenter import Segmenter
 from pipeline.train.metrics import Scores, confusion_matrix, scores
-from pipeline.train.reduce import all_reduce_sum
+from pipeline.train.reduce import all_reduce_sum, raise_together
 from pipeline.world import World
 
 PICTURE_WIDTH_PX = 512
@@ -72,8 +72,8 @@ def evaluate(
     """Confusion matrix (K, K) and scores over the whole split, the same on every rank. A collective.
 
     Pictures are brought to `input_size` (height, width), predictions to each label's own size. Raises
-    ShardError where the ranks together did not see every image once. The model is left in the mode
-    (train or eval) that it came in.
+    ShardError where the ranks together did not see every image once, and on all ranks what stopped one of
+    them. The model is left in the mode (train or eval) that it came in.
     """
     num_classes = dataset.classes.num_classes
     loader = EvalLoader(dataset, *input_size, world, loader_workers)
@@ -81,14 +81,19 @@ def evaluate(
     model.eval()
     confusion_KK = np.zeros((num_classes, num_classes), np.int64)
     num_images = 0
-    for samples in _chunks(loader, batch_size):
-        masks = predict_masks(
-            model, [s.image_HW3 for s in samples], [_size(s.label_HW) for s in samples], device
-        )
-        for sample, mask_HW in zip(samples, masks, strict=True):
-            confusion_KK += confusion_matrix(mask_HW, sample.label_HW, num_classes)
-            num_images += 1
+    problem: PipelineError | None = None
+    try:
+        for samples in _chunks(loader, batch_size):
+            masks = predict_masks(
+                model, [s.image_HW3 for s in samples], [_size(s.label_HW) for s in samples], device
+            )
+            for sample, mask_HW in zip(samples, masks, strict=True):
+                confusion_KK += confusion_matrix(mask_HW, sample.label_HW, num_classes)
+                num_images += 1
+    except PipelineError as error:
+        problem = error
     model.train(was_training)
+    raise_together(problem, world)
     counts = torch.from_numpy(np.append(confusion_KK.ravel(), num_images)).to(device)
     *flat, num_images = all_reduce_sum(counts, world).tolist()
     if num_images != len(dataset):

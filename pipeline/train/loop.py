@@ -8,13 +8,14 @@ resumed run does is what the undisturbed one would have done.
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from pipeline.config import Config
-from pipeline.errors import NonFiniteLossError
+from pipeline.errors import NonFiniteLossError, PipelineError
 from pipeline.train import metrics
 from pipeline.train.context import RunContext
 from pipeline.train.evaluate import evaluate, scene_pictures
@@ -55,39 +56,40 @@ def fit(config: Config, shards: str, run_dir: Path, context: RunContext) -> FitR
         run = assemble(config, shards, run_dir, context)
         state, total = run.state, config.train.steps
         context.event("start", state.step, world_size=context.world.size, position=state.position)
-        batches = run.loader.batches(state.position)
         profiler = StepProfiler(config.train.profile_steps, state.step, run_dir / "trace", context.world)
         late = LateNumbers(torch.zeros(2))
         stopping = False
-    while state.step < total and not stopping:
-        with context.phase("data"):
-            begin_s = time.perf_counter()
-            micro_batches = [next(batches) for _ in range(config.train.accumulation)]
-            run.progress.waited(time.perf_counter() - begin_s)
-        with context.phase("step"):
-            on_device = [to_device(batch, run.device) for batch in micro_batches]
-            agreement = run.runner.agree(on_device, context.stop_requested(), run.quarantine.count)
-            run.runner.step(on_device, agreement.denominators, state.step)
-            state.advance(config.train.batch_global)
-            if run.ema:
-                run.ema.update(run.model, state.step)
-            profiler.step()
-            last = state.step == total
-            # What was agreed a step before: by now it has arrived, so reading it waits for nothing.
-            num_stopping, num_quarantined = (agreement.late if last else late).read()
-            stopping, late = num_stopping > 0, agreement.late
-            run.quarantine.refuse_above_limit(num_quarantined)
-        evaluate_due = last or state.step % config.train.evaluate_every == 0
-        save_due = last or stopping or state.step % config.train.checkpoint_every == 0
-        if evaluate_due or save_due or state.step % config.train.metrics_every == 0:
-            _record(run)
-        if evaluate_due:
-            _evaluate_and_save(run, save_due)
-        elif save_due:
-            with context.phase("checkpoint"):
-                run.progress.paused(save(run, miou=None))
+    if _evaluation_due(run):  # the one that an earlier attempt could not finish
+        _evaluate_and_save(run, save_due=True)
+    with closing(run.loader.batches(state.position)) as batches:
+        while state.step < total and not stopping:
+            with context.phase("data"):
+                begin_s = time.perf_counter()
+                micro_batches = [next(batches) for _ in range(config.train.accumulation)]
+                run.progress.waited(time.perf_counter() - begin_s)
+            with context.phase("step"):
+                on_device = [to_device(batch, run.device) for batch in micro_batches]
+                agreement = run.runner.agree(on_device, context.stop_requested(), run.quarantine.count)
+                run.runner.step(on_device, agreement.denominators, state.step)
+                state.advance(config.train.batch_global)
+                if run.ema:
+                    run.ema.update(run.model, state.step)
+                profiler.step()
+                last = state.step == total
+                # What was agreed a step before: by now it has arrived, so reading it waits for nothing.
+                num_stopping, num_quarantined = (agreement.late if last else late).read()
+                stopping, late = num_stopping > 0, agreement.late
+                run.quarantine.refuse_above_limit(num_quarantined)
+            evaluate_due = _evaluation_due(run)
+            save_due = last or stopping or state.step % config.train.checkpoint_every == 0
+            if evaluate_due or save_due or state.step % config.train.metrics_every == 0:
+                _record(run)
+            if evaluate_due:
+                _evaluate_and_save(run, save_due)
+            elif save_due:
+                with context.phase("checkpoint"):
+                    run.progress.paused(save(run, miou=None))
     with context.phase("finish"):
-        batches.close()
         profiler.close()
     stopped = state.step < total
     if stopped:
@@ -114,12 +116,28 @@ def _record(run: Run) -> None:
     run.progress.step_line(run.state, values, window.bottleneck)
 
 
+def _evaluation_due(run: Run) -> bool:
+    """True after the last step and after each so many, as long as the step was not evaluated."""
+    state, train = run.state, run.config.train
+    due = state.step == train.steps or state.step % train.evaluate_every == 0
+    return due and state.evaluated_step < state.step
+
+
 def _evaluate_and_save(run: Run, save_due: bool) -> None:
-    """Score the weights as they are; keep them where they are the best so far, or a save is due."""
+    """Score the weights as they are; keep them where they are the best so far, or a save is due.
+
+    Weights that cannot be scored, as a picture is damaged or a store is out of reach, are kept too: the
+    next attempt begins with their evaluation.
+    """
     begin_s = time.perf_counter()
-    with run.context.phase("evaluate"):
-        result = _evaluate(run)
-        improved = run.state.note_score(result.miou, result.pixel_accuracy)
+    try:
+        with run.context.phase("evaluate"):
+            result = _evaluate(run)
+            improved = run.state.note_score(result.miou, result.pixel_accuracy)
+    except PipelineError:  # raised by all ranks alike
+        with run.context.phase("checkpoint"):
+            save(run, miou=None)
+        raise
     stall_s = None
     if improved or save_due:
         with run.context.phase("checkpoint"):

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.errors import PipelineError
 from pipeline.world import World
 
 T = TypeVar("T")
@@ -90,6 +91,20 @@ def broadcast_buffers(model: nn.Module, world: World) -> None:
     if world.size > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
+
+
+def raise_together(problem: PipelineError | None, world: World) -> None:
+    """Raises, on every rank, the problem of the first rank that has one. A collective.
+
+    A rank that raised alone would leave the others waiting in their next collective.
+    """
+    problems = [problem]
+    if world.size > 1:
+        problems = [None] * world.size
+        dist.all_gather_object(problems, problem)
+    for found in problems:
+        if found is not None:
+            raise found
 
 
 def broadcast_object(value: T, world: World) -> T:

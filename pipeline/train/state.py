@@ -19,6 +19,8 @@ class TrainState:
     """Pixel accuracy of that evaluation."""
     best_step: int | None = None
     """Step of that evaluation."""
+    evaluated_step: int = 0
+    """Step of the newest evaluation."""
 
     def advance(self, num_samples: int) -> None:
         """One more optimizer step, over that many samples."""
@@ -27,6 +29,7 @@ class TrainState:
 
     def note_score(self, miou: float, pixel_accuracy: float) -> bool:
         """Remember an evaluation; True when it is the best so far (a tie keeps the earlier one)."""
+        self.evaluated_step = self.step
         if self.best_miou is not None and miou <= self.best_miou:
             return False
         self.best_miou, self.best_pixel_accuracy, self.best_step = miou, pixel_accuracy, self.step

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.dataset import ShardDataset
+from pipeline.train.checkpoint import newest_checkpoint
 from pipeline.launch import torchrun
 from pipeline.tracking.journal import Event, read_journal
 from pipeline.train.checkpoint import newest_checkpoint, step_of
@@ -127,3 +128,19 @@ def test_ranks_go_on_without_a_damaged_sample_and_stop_together_above_the_limit(
         said = f"2 damaged samples, 1 are gone on without; {tmp_path}/x/quarantine.jsonl names them"
         assert said in errors
         assert said in other_errors
+
+
+def test_a_rank_that_cannot_evaluate_its_part_stops_all_with_its_reason_and_a_checkpoint(
+    shards: str, tmp_path: Path
+) -> None:
+    root = str(shutil.copytree(shards, tmp_path / "shards"))
+    dataset = ShardDataset.open(root, "val")
+    ref = dataset.ref(*dataset.locate(len(dataset) - 1))  # rank 1's
+    path = Path(root, ref.shard.name)
+    data = bytearray(path.read_bytes())
+    data[ref.entry.label.offset + ref.entry.label.bytes // 2] ^= 8
+    path.write_bytes(data)
+    for code, _, errors in run_two_ranks(words(root, tmp_path)):
+        assert code == 2
+        assert f"label of '{ref.entry.key}' at offset {ref.entry.label.offset}" in errors
+    assert newest_checkpoint(tmp_path / "x")

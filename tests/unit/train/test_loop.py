@@ -51,15 +51,21 @@ def test_a_stopped_and_resumed_run_ends_bit_for_bit_as_the_undisturbed_one(shard
     ended = fit(config(), shards, tmp_path / "parts", second)
     assert (ended.status, ended.step) == ("ok", 6)
 
-    expected, found = newest_tensors(tmp_path / "whole"), newest_tensors(tmp_path / "parts")
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+    assert untimed(first.points | second.points) == untimed(whole.points)
+
+
+def assert_same_bits(whole, parts):
+    expected, found = newest_tensors(whole), newest_tensors(parts)
     assert expected.keys() == found.keys()
     assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
-    history = first.points | second.points
+
+
+def untimed(points):
+    """The points of a history that are no measure of time."""
     timed = {metrics.SAMPLES_PER_S, metrics.DATA_WAIT_SHARE, metrics.CHECKPOINT_STALL_S}
     timed |= {metrics.STORE_S_PER_SAMPLE, metrics.DECODE_S_PER_SAMPLE}
-    assert {k: v for k, v in history.items() if k[0] not in timed} == {
-        k: v for k, v in whole.points.items() if k[0] not in timed
-    }
+    return {k: v for k, v in points.items() if k[0] not in timed}
 
 
 def test_what_a_person_will_look_at_is_recorded(shards, tmp_path, surroundings):
@@ -201,3 +207,19 @@ def test_evaluation_fails_with_the_damaged_sample(shards, tmp_path, surroundings
     place = rf"{bad.shard.name}: image of '{bad.entry.key}' at offset {bad.entry.image.offset}"
     with pytest.raises(ShardError, match=place):
         fit(config(), root, tmp_path / "run", surroundings())
+
+
+@pytest.mark.parametrize("steps", [3, 6])
+def test_no_step_is_lost_to_an_evaluation_that_fails(shards, tmp_path, surroundings, steps):
+    whole = surroundings()
+    fit(config(train__steps=steps), shards, tmp_path / "whole", whole)
+    root, _ = damaged(shards, tmp_path, "val", 1)
+    first, second = surroundings("a"), surroundings("b")
+    with pytest.raises(ShardError):
+        fit(config(train__steps=steps), root, tmp_path / "parts", first)
+    ended = fit(config(train__steps=steps), shards, tmp_path / "parts", second)
+    assert ("start", 3) in second.events
+    assert (ended.status, ended.step) == ("ok", steps)
+    assert ended.miou is not None
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+    assert untimed(first.points | second.points) == untimed(whole.points)
