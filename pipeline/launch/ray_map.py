@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import cv2
 
 from pipeline.data.packing.parallel import MapTasks, Processes
-from pipeline.errors import PipelineError, WorldStateError
+from pipeline.errors import ConfigError, PipelineError, WorldStateError
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -23,8 +23,10 @@ _AHEAD = 3
 def task_map(processes: int = 0) -> Iterator[MapTasks]:
     """A map by the cluster at RAY_ADDRESS, which a Ray job has set, else by processes of this machine.
 
-    `processes` are those that work at a time, 0 for one a core.
+    `processes` are those that work at a time, 0 for one a core; raises ConfigError for fewer.
     """
+    if processes < 0:
+        raise ConfigError(f"--processes {processes} is below 0; type 0 for one a core, or how many")
     if not os.environ.get("RAY_ADDRESS"):
         with Processes(processes) as map_tasks:
             yield map_tasks

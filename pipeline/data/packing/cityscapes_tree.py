@@ -25,21 +25,23 @@ def find_pictures(root: Path, splits: Sequence[str]) -> tuple[Picture, ...]:
     problems: list[str] = []
     pictures: list[Picture] = []
     for split in splits:
-        images = by_key(_keyed(root / IMAGES / split, _IMAGE_NAME, problems), problems)
-        labels = by_key(_keyed(root / LABELS / split, _LABEL_NAME, problems), problems)
+        bad: dict[str, str] = {}
+        images = by_key(_keyed(root / IMAGES / split, _IMAGE_NAME, bad), bad)
+        labels = by_key(_keyed(root / LABELS / split, _LABEL_NAME, bad), bad)
         for key in sorted(images.keys() | labels.keys()):
             if key not in labels:
                 label = f"{LABELS}/{split}/…/{key}_gtFine_labelIds.png"
-                problems.append(
-                    f"image without label: {images[key]} lacks {label}; add it or remove the image"
+                bad.setdefault(
+                    key, f"image without label: {images[key]} lacks {label}; add it or remove the image"
                 )
             elif key not in images:
                 image = f"{IMAGES}/{split}/…/{key}_leftImg8bit.png"
-                problems.append(
-                    f"label without image: {labels[key]} lacks {image}; add it or remove the label"
+                bad.setdefault(
+                    key, f"label without image: {labels[key]} lacks {image}; add it or remove the label"
                 )
             else:
                 pictures.append(Picture(split, key, images[key], labels[key]))
+        problems += bad.values()
     if problems:
         raise TreeError(problems)
     return tuple(pictures)
@@ -82,11 +84,12 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from files_of(folder)
 
 
-def _keyed(folder: Path, pattern: re.Pattern[str], problems: list[str]) -> Iterator[tuple[str, Path]]:
+def _keyed(folder: Path, pattern: re.Pattern[str], problems: dict[str, str]) -> Iterator[tuple[str, Path]]:
     """(key, file) for the files that the pattern names; adds to `problems`."""
     for path in _files(folder):
         match = pattern.fullmatch(path.name)
         if match is not None:
             yield match["key"], path
         elif pattern is _IMAGE_NAME:  # gtFine has colour and instance pictures beside the labels
-            problems.append(f"{path} does not end in _leftImg8bit.png (or .jpg); rename or remove it")
+            said = f"{path} does not end in _leftImg8bit.png (or .jpg); rename or remove it"
+            problems.setdefault(path.stem, said)

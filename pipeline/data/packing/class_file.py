@@ -34,6 +34,8 @@ def read_class_file(path: Path) -> ClassTable:
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        raise ConfigError(f"{path} is empty; write classes: and a list of entries such as {_EXAMPLE}")
     fields = _mapping(content, _FIELDS, ("classes",), str(path))
     if not isinstance(fields["classes"], list) or not fields["classes"]:
         raise ConfigError(f"{path}: classes is no list; write one entry a class, such as {_EXAMPLE}")
@@ -57,8 +59,11 @@ def read_class_file(path: Path) -> ClassTable:
 def _class(entry: object, where: str) -> tuple[str, int, tuple[int, int, int]]:
     fields = _mapping(entry, _CLASS_FIELDS, _CLASS_FIELDS, where)
     name, color = fields["name"], fields["color"]
-    if not isinstance(name, str) or not name.strip():  # YAML reads a bare `no` or `off` as false
-        raise ConfigError(f'{where}: the name is {name!r}; write a text, in quotes: "{name}"')
+    if isinstance(name, bool):
+        words, typed = ("yes, on and true", "yes") if name else ("no, off and false", "no")
+        raise ConfigError(f'{where}: the name is {name}, as YAML reads bare {words}; write it as "{typed}"')
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(f'{where}: the name is {name!r}; write a text, in quotes: "{name or "road"}"')
     if not isinstance(color, list) or len(color) != 3:
         raise ConfigError(f"{where} ({name}): color is {color!r}; write [red, green, blue] of 0 to 255")
     red, green, blue = (_whole(part, f"{where} ({name}): color") for part in color)

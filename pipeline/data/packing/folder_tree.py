@@ -29,28 +29,30 @@ def find_pairs(images: Path, labels: Path, split: str = "") -> tuple[Picture, ..
     problems: list[str] = []
     pictures: list[Picture] = []
     for name, image_folder, label_folder in folders:
-        found = by_key(((path.stem, path) for path in _below(image_folder)), problems)
+        bad: dict[str, str] = {}
+        found = by_key(((path.stem, path) for path in _below(image_folder)), bad)
         if not found:
             raise DatasetError(f"no images in {image_folder}; they are expected as <key>.png (or .jpg)")
         pngs = (path for path in _below(label_folder) if path.suffix.lower() == ".png")
-        pictures += _pairs(name, found, by_key(((path.stem, path) for path in pngs), problems), problems)
+        pictures += _pairs(name, found, by_key(((path.stem, path) for path in pngs), bad), bad)
+        problems += bad.values()
     if problems:
         raise TreeError(problems)
     return tuple(pictures)
 
 
 def _pairs(
-    split: str, images: dict[str, Path], labels: dict[str, Path], problems: list[str]
+    split: str, images: dict[str, Path], labels: dict[str, Path], problems: dict[str, str]
 ) -> Iterator[Picture]:
     for key in sorted(images.keys() | labels.keys()):
         if key not in labels:
-            problems.append(
-                f"image without label: {images[key]} lacks a {key}.png; add it or remove the image"
-            )
+            said = f"image without label: {images[key]} lacks a {key}.png; add it or remove the image"
+            problems.setdefault(key, said)
         elif key not in images:
-            problems.append(
+            said = (
                 f"label without image: {labels[key]} lacks a {key}.png (or .jpg); add it or remove the label"
             )
+            problems.setdefault(key, said)
         else:
             yield Picture(split, key, images[key], labels[key])
 

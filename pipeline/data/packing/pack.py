@@ -42,10 +42,16 @@ from pipeline.data.packing.record import (
     seen_hash,
     whole_shards,
 )
-from pipeline.data.packing.shard_plan import PackOptions, ShardTask, plan_shards, refuse_no_space
+from pipeline.data.packing.shard_plan import (
+    PackOptions,
+    ShardTask,
+    plan_shards,
+    refuse_no_space,
+    refuse_unwritable,
+)
 from pipeline.data.packing.shard_writer import write_shard
 from pipeline.data.shard_table import ShardEntry, ShardTable
-from pipeline.errors import DatasetError, WorldStateError
+from pipeline.errors import ConfigError, DatasetError, WorldStateError
 
 _LOG = logging.getLogger(__name__)
 
@@ -76,6 +82,7 @@ def pack_cityscapes(
     )
     output = open_output(out)
     pictures = find_pictures(Path(root), tuple(dict.fromkeys(splits)))
+    _refuse_inside(output, root)
     return pack_pictures(pictures, root, output, options, map_tasks)
 
 
@@ -90,6 +97,7 @@ def pack_folder(
     """Packs a folder of images and one of labels; see `find_pairs` and `pack_pictures`."""
     output = open_output(out)
     pictures = find_pairs(Path(images), Path(labels), split)
+    _refuse_inside(output, images, labels)
     return pack_pictures(pictures, images, output, options, map_tasks)
 
 
@@ -107,6 +115,7 @@ def pack_pictures(
     if record and finished and all(output.size(shard.name) == shard.bytes for shard in _shards(finished)):
         _LOG.info("[pack] %s holds this tree already; nothing to do", output.root)
         return _report(finished)
+    refuse_unwritable(output)
     if record is None:
         _LOG.info("[pack] checking %d pictures and labels of %s", len(pictures), source)
         digests = scan_pictures(pictures, options.classes, options.palette, map_tasks)
@@ -120,6 +129,15 @@ def pack_pictures(
         _refuse_changed(output, found)
         manifest = _write(output, tasks, record, options, map_tasks)
     return _report(manifest)
+
+
+def _refuse_inside(output: Output, *sources: str) -> None:
+    """Raises ConfigError for an output that lies in a folder that is packed."""
+    for source in sources if isinstance(output, LocalOutput) else ():
+        if Path(output.root).resolve().is_relative_to(Path(source).resolve()):
+            raise ConfigError(
+                f"--out {output.root} lies in {source}, which is packed; take a folder beside it"
+            )
 
 
 def _described(options: PackOptions, pictures: Sequence[Picture]) -> list[object]:

@@ -28,7 +28,7 @@ _PAIRS_A_TASK = 8
 
 
 class TreeError(DatasetError):
-    """A tree that is refused; the message has the first of its `problems`."""
+    """A tree that is refused; the message has the first of its `problems`, of which a picture has one."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         more = len(problems) - 1
@@ -59,18 +59,21 @@ def files_of(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def by_key(keyed: Iterable[tuple[str, Path]], problems: list[str]) -> dict[str, Path]:
-    """Key → file; adds keys that cannot be one, doubled ones and files that are none to `problems`."""
+def by_key(keyed: Iterable[tuple[str, Path]], problems: dict[str, str]) -> dict[str, Path]:
+    """Key → file; a key that cannot be one, is doubled or names no file is put into `problems`.
+
+    They are by key, one of each: image and label of a picture are wrong together more often than not.
+    """
     found: dict[str, Path] = {}
     for key, path in keyed:
         if not path.is_file():
-            problems.append(f"{path} is no file, or a link to nothing; replace or remove it")
-        if _KEY.fullmatch(key) is None:
-            problems.append(
-                f"{path}: the key {key!r} may have no dot or blank and 80 letters at most; rename it"
-            )
+            problems.setdefault(key, f"{path} is no file, or a link to nothing; replace or remove it")
+        elif _KEY.fullmatch(key) is None:
+            said = f"{path}: the key {key!r} may have no dot or blank and 80 letters at most; rename it"
+            problems.setdefault(key, said)
         elif key in found:
-            problems.append(f"duplicate key {key!r}: {found[key]} and {path}; rename or remove one")
+            said = f"duplicate key {key!r}: {found[key]} and {path}; rename or remove one"
+            problems.setdefault(key, said)
         found.setdefault(key, path)
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,6 +77,26 @@ def refuse_no_space(output: Output, tasks: Sequence[ShardTask], codec: Codec) ->
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise WorldStateError(
-            f"no space for {needed / 1e9:.2f} GB of shards at {folder}: {free / 1e9:.2f} GB are free; "
+            f"no space for {amount(needed)} of shards at {folder}: {amount(free)} are free; "
             "free some, or take another --out"
         )
+
+
+def refuse_unwritable(output: Output) -> None:
+    """Raises WorldStateError where nothing can be made at a folder: it is tried, and leaves no trace."""
+    if not isinstance(output, LocalOutput):
+        return
+    folder = output.folder
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=existing).cleanup()
+    except OSError as error:
+        what = "write into" if existing == folder else "make"
+        raise WorldStateError(
+            f"cannot {what} {folder}: {error.strerror}; take another --out, where you may make folders"
+        ) from error
+
+
+def amount(num_bytes: float) -> str:
+    """A number of bytes as a person reads it, in MB or GB."""
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"

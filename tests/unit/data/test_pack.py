@@ -421,7 +421,7 @@ def test_no_space_is_refused_before_a_byte_is_written(tree, tmp_path, monkeypatc
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1, 1, 1000))
     with pytest.raises(
-        WorldStateError, match=r"no space for .* GB of shards at .*out: 0\.00 GB are free; free"
+        WorldStateError, match=r"no space for 0\.\d MB of shards at .*out: 0\.0 MB are free; free"
     ):
         pack_cityscapes(str(tree), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -441,6 +441,11 @@ def test_a_folder_that_cannot_be_made_is_a_clear_line(tree, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WorldStateError, match=r"cannot make .*file/out: Not a directory; take another --out"):
         pack_cityscapes(str(tree), str(tmp_path / "file" / "out"))
+
+
+def test_a_place_where_nothing_can_be_made_is_no_full_disk(tree):
+    with pytest.raises(WorldStateError, match=r"cannot make /proc/shards: No such file or directory; take"):
+        pack_cityscapes(str(tree), "/proc/shards")
 
 
 def test_two_packers_do_not_write_into_one_folder(tree, tmp_path):

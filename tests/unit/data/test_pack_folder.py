@@ -1,6 +1,7 @@
 """Packing any images and labels: codecs, pairs by name, class files that people write."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.data.packing.pack import pack_cityscapes, pack_folder
 from pipeline.data.packing.pictures import TreeError
 from pipeline.data.packing.shard_plan import PackOptions
 from pipeline.errors import ConfigError, DatasetError
+from pipeline.launch.pack_job import run_packing
 
 ROOT = Path(__file__).resolve().parents[3]
 CLASSES = ClassTable(("sky", "ground"), ((0, 0, 255), (90, 60, 30)), (3, 7), (0, 255))
@@ -205,7 +207,8 @@ def test_a_class_file_is_the_table_it_says(tmp_path):
     ("text", "message"),
     [
         ("classes: [", r"c\.yaml is not YAML: .*line 1"),
-        ("", r"c\.yaml is 'None'; write classes"),
+        ("", r"c\.yaml is empty; write classes: and a list"),
+        ("# none yet\n", r"c\.yaml is empty; write classes: and a list"),
         ("clases: []", r"unknown field 'clases' \(did you mean classes\?\); known: classes, ignored_ids"),
         ("ignored_ids: [1]", r"c\.yaml lacks classes"),
         ("classes: {}", r"classes is no list; write one entry a class, such as \{name: road"),
@@ -220,7 +223,7 @@ def test_a_class_file_is_the_table_it_says(tmp_path):
         ),
         (
             "classes: [{name: no, id: 1, color: [1, 2, 3]}]",
-            r"class 0: the name is False; write a text, in quotes",
+            r'class 0: the name is False, as YAML reads bare no, off and false; write it as "no"$',
         ),
         (
             "classes: [{name: a, id: 1, color: red}]",
@@ -254,11 +257,12 @@ def test_the_job_packs_with_a_class_file(folders):
     (folders / "c.yaml").write_text(FILE)
     command = [sys.executable, str(ROOT / "jobs/pack_folder.py"), "--images", str(folders / "images")]
     command += ["--labels", str(folders / "labels"), "--classes", str(folders / "c.yaml")]
-    command += ["--out", str(folders / "out"), "--processes", "1"]
+    command += ["--out", str(folders / "to train on"), "--processes", "1"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     result = json.loads(ended.stdout.splitlines()[-1].removeprefix("RESULT "))
     assert (result["samples"], result["shards"], result["refused"]) == (4, 2, 0)
     assert result["manifest_id"] == pack(folders, "again").manifest_id
+    assert f"python jobs/train_cityscapes.py --shards '{folders / 'to train on'}'\n" in ended.stdout
     ended = subprocess.run(
         [*command, "--codec", "png"], capture_output=True, text=True, timeout=60, check=False
     )
@@ -267,6 +271,40 @@ def test_the_job_packs_with_a_class_file(folders):
         ended.stderr
         == "pack: --codec png is none: type striped, keep or jpeg:Q with a quality Q of 1 to 100\n"
     )
+
+
+def test_a_tree_without_a_split_to_evaluate_is_not_said_to_train(folders, capsys):
+    shutil.rmtree(folders / "images/val")
+    run_packing({}, 1, str(folders / "out"), lambda _: pack(folders))
+    said = capsys.readouterr().out
+    assert "training takes a split val too" in said
+    assert "train_cityscapes" not in said
+
+
+def test_fewer_processes_than_none_are_refused(folders):
+    with pytest.raises(ConfigError, match=r"--processes -3 is below 0; type 0 for one a core"):
+        run_packing({}, -3, str(folders / "out"), lambda _: pack(folders))
+
+
+@pytest.mark.parametrize("out", ["images/out", "labels/train", "images"])
+def test_an_output_inside_what_is_packed_is_refused(folders, out):
+    before = sorted(folders.rglob("*"))
+    with pytest.raises(ConfigError, match=r"--out .* lies in .*, which is packed; take a folder beside it"):
+        pack(folders, out)
+    assert sorted(folders.rglob("*")) == before
+
+
+def test_each_picture_that_is_refused_counts_once_and_is_named(folders, capsys):
+    for part in ("images", "labels"):
+        (folders / part / "train/a.png").rename(folders / part / "train/a.b.png")
+    (folders / "images/val/d.png").unlink()
+    (folders / "images/val/e.png").write_bytes((folders / "images/train/a.b.png").read_bytes())
+    result = {}
+    with pytest.raises(TreeError, match=r"the key 'a\.b' .* \(and 2 more"):
+        run_packing(result, 1, str(folders / "out"), lambda _: pack(folders))
+    assert result["refused"] == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["label without image", "image without label"]
 
 
 def test_a_tree_of_jpegs_packs_as_it_is_by_default(tmp_path, make_scene, add_pair):
