@@ -12,12 +12,12 @@ import hashlib
 import numpy as np
 
 from pipeline.config import StoreConfig
-from pipeline.data.index import SampleEntry, index_name, load_index
+from pipeline.data.index import SampleEntry, load_index
 from pipeline.data.index_cache import IndexCache
 from pipeline.data.labels import ClassTable
 from pipeline.data.manifest import Manifest, Split, load_manifest
 from pipeline.data.reader import Sample, SampleReader, SampleRef
-from pipeline.data.shard_table import ShardEntry
+from pipeline.data.shard_table import ShardEntry, index_name
 from pipeline.data.store import LocalStore, Store, open_store
 from pipeline.errors import ShardError, nearest
 

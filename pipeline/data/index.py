@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.data.shard_table import ShardEntry, sha256_hex
+from pipeline.data.shard_table import ShardEntry, index_name, sha256_hex
 from pipeline.data.store import Store
 from pipeline.data.strict_json import (
     AGAIN,
@@ -52,11 +52,6 @@ class SampleEntry:
     label: Member
 
 
-def index_name(shard_name: str) -> str:
-    """The name of the index beside a shard."""
-    return shard_name.removesuffix(".tar") + ".index.jsonl"
-
-
 def index_text(entries: tuple[SampleEntry, ...]) -> str:
     """The text of an index: one line a sample."""
     lines = (json.dumps(asdict(entry), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -68,7 +63,7 @@ def load_index(store: Store, shard: ShardEntry) -> tuple[SampleEntry, ...]:
     """The checked index of a shard; raises ShardError where it is not the one the manifest means."""
     name = index_name(shard.name)
     where = f"{store.root}/{name}"
-    data = store.read_all(name)
+    data = store.read_all(name, shard.index_sha256)
     if sha256_hex(data) != shard.index_sha256:
         raise ShardError(f"{where} is not the index that the manifest lists (sha256 differs); {AGAIN}")
     lines = data.split(b"\n")[: shard.samples + 1]  # not more of them than are needed to refuse it

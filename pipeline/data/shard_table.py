@@ -27,6 +27,11 @@ class ShardEntry:
     index_sha256: str
 
 
+def index_name(shard_name: str) -> str:
+    """The name of the index beside a shard."""
+    return shard_name.removesuffix(".tar") + ".index.jsonl"
+
+
 def sha256_hex(data: bytes) -> str:
     """sha256 as a manifest writes it: 64 lower-case hex digits."""
     return hashlib.sha256(data).hexdigest()

@@ -93,10 +93,15 @@ def epoch(root: str, store: StoreConfig, workers: int) -> dict[int, tuple[str, b
     return got
 
 
-def shards_here(store: StoreConfig) -> list[Path]:
+def files_here(store: StoreConfig) -> list[Path]:
+    """Shards and their indexes."""
     return [
         path for path in Path(store.cache_dir).glob("ccs-shards-*/shards/*/*/*") if path.suffix != ".part"
     ]
+
+
+def shards_here(store: StoreConfig) -> list[Path]:
+    return [path for path in files_here(store) if path.read_bytes()[:1] != b"{"]
 
 
 def all_sound(shards: list[Path]) -> bool:
@@ -183,7 +188,7 @@ def large(served) -> tuple[str, bytes]:
         (folder / "train" / "train-000000.index.jsonl").write_text("{}\n")
         content = json.loads((served / "bucket" / "city" / "manifest.json").read_text())
         shard = {"name": "train/train-000000.tar", "samples": 1, "bytes": len(data),
-                 "sha256": hashlib.sha256(data).hexdigest(), "index_sha256": "0" * 64}  # fmt: skip
+                 "sha256": hashlib.sha256(data).hexdigest(), "index_sha256": hashlib.sha256(b"{}\n").hexdigest()}  # fmt: skip
         content["splits"] = {"train": {"samples": 1, "bytes": len(data), "shards": [shard]}}
         del content["id"]
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -264,6 +269,18 @@ def test_a_wrong_secret_ends_the_job_with_3_and_one_line(s3, tmp_path, monkeypat
     assert "s3://bucket/city/manifest.json is refused to this process (403" in told
     assert "AWS_SECRET_ACCESS_KEY" in told
     assert len(proxy.seen) <= 2
+
+
+def test_staged_samples_are_read_while_the_server_is_down(s3, local, store, monkeypatch):
+    with FaultyProxy(s3, faults=False).running() as proxy:
+        use(monkeypatch, proxy)
+        dataset = ShardDataset.open(S3, "val", store)
+        staged = stage_shards(S3, dataset.split.shards, store)
+        assert staged.shards == len(dataset.split.shards)
+        proxy.down = True
+        got = [dataset.sample_at(index).image_HW3.tobytes() for index in range(VAL)]
+    expected = ShardDataset.open(local, "val")
+    assert got == [expected.sample_at(index).image_HW3.tobytes() for index in range(VAL)]
 
 
 def test_a_server_that_goes_down_is_told_after_the_tries_that_are_allowed(s3, store, monkeypatch):

@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
-from pipeline.data.index import index_name
 from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.packing.output import TEMPORARY, LocalOutput, Output, write_whole
 from pipeline.data.packing.pictures import Picture
-from pipeline.data.shard_table import ShardEntry, sha256_hex
+from pipeline.data.shard_table import ShardEntry, index_name, sha256_hex
 from pipeline.disk import file_sha256
 
 RECORD_NAME = "packing.jsonl"

@@ -14,14 +14,14 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.data.decode import Header
-from pipeline.data.index import Member, SampleEntry, index_name, index_text
+from pipeline.data.index import Member, SampleEntry, index_text
 from pipeline.data.packing.codec import encode_image, encode_label
 from pipeline.data.packing.label_file import decode_label_ids
 from pipeline.data.packing.output import Output, write_whole
 from pipeline.data.packing.parallel import windowed
 from pipeline.data.packing.pictures import Picture, read_file
 from pipeline.data.packing.shard_plan import PackOptions, ShardTask
-from pipeline.data.shard_table import ShardEntry, sha256_hex
+from pipeline.data.shard_table import ShardEntry, index_name, sha256_hex
 from pipeline.disk import file_sha256
 
 _THREADS = 2

@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from pipeline.data.decode import Header, decode_gray, read_header, refuse_broken_png
-from pipeline.data.index import Member, SampleEntry, index_name, index_text
+from pipeline.data.index import Member, SampleEntry, index_text
 from pipeline.data.labels import IGNORE, ClassTable
 from pipeline.data.manifest import MANIFEST_NAME, Manifest, Split, make_manifest, manifest_text
 from pipeline.data.packing.output import open_output, write_whole
@@ -24,7 +24,7 @@ from pipeline.data.packing.parallel import MapTasks
 from pipeline.data.packing.shard_names import SplitFrom, find_tars, split_of
 from pipeline.data.packing.tar_samples import MemberNames, TarSample, read_samples
 from pipeline.data.packing.tar_stream import TarStream, originals
-from pipeline.data.shard_table import ShardEntry, ShardTable, sha256_hex
+from pipeline.data.shard_table import ShardEntry, ShardTable, index_name, sha256_hex
 from pipeline.errors import ConfigError, DatasetError, ShardError
 
 _LOG = logging.getLogger(__name__)

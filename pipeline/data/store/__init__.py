@@ -32,8 +32,8 @@ class Store(Protocol):
     def read(self, name: str, offset: int, num_bytes: int) -> bytes:
         """Exactly `num_bytes` from `offset`; ShardError where the file is absent or ends before."""
 
-    def read_all(self, name: str) -> bytes:
-        """The whole file."""
+    def read_all(self, name: str, sha256: str = "") -> bytes:
+        """The whole file; a copy on this machine will do where it has the sha256 that is given."""
 
     def exists(self, name: str) -> bool:
         """True where the file is there."""

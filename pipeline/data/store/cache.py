@@ -78,6 +78,19 @@ class ShardCache:
         self._paths[url] = path
         return whole
 
+    def whole(self, url: str, sha256: str) -> bytes | None:
+        """A file of that content, which counts as a use of it; None where it is not here, or went bad."""
+        path = self._path(url, sha256)
+        try:
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest() == sha256:
+                os.utime(path)
+                return data
+            path.unlink()
+        except OSError:  # absent, evicted meanwhile, or a bad disk: the original is still there
+            pass
+        return None
+
     def forget(self, url: str) -> None:
         """Delete the copy that this process has been reading; nothing where another took its place."""
         path = self._paths.pop(url, None) or self._newest(url)

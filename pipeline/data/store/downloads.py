@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.data.shard_table import index_name
 from pipeline.data.store.cache import ShardCache
 from pipeline.data.store.fetcher import PART_BYTES, Fetcher
 from pipeline.errors import PipelineError, ShardError, WorldStateError, without_credentials
@@ -33,12 +34,16 @@ def bring(
     stopped: Callable[[], bool],
     keep_since_s: float = math.inf,
 ) -> Outcome:
-    """How it ended; raises a PipelineError where the shard cannot be had, or is not the manifest's.
+    """How it ended; raises a PipelineError where shard or index cannot be had, or are not the manifest's.
 
     No shard that was used since `keep_since_s` is given up for it.
     """
     try:
-        return _bring(cache, fetcher, url, shard, stopped, keep_since_s)
+        outcome = _bring(cache, fetcher, url, shard, stopped, keep_since_s)
+        if outcome == "here":  # only then: the index of a shard that is read over the network helps nobody
+            index = url.removesuffix(shard.name) + index_name(shard.name)
+            outcome = _bring_index(cache, fetcher, index, shard.index_sha256, keep_since_s)
+        return outcome
     except OSError as error:
         raise WorldStateError(
             f"cannot keep {without_credentials(url)} in {cache.folder}: {error.strerror}; make room there, "
@@ -75,6 +80,30 @@ def _bring(
     raise ShardError(
         f"{without_credentials(url)} is not the shard that the manifest lists (sha256 differs); "
         "copy the shard there again or pack again"
+    )
+
+
+def _bring_index(cache: ShardCache, fetcher: Fetcher, url: str, sha256: str, keep_since_s: float) -> Outcome:
+    """As `_bring`, of a small file whose size no manifest tells."""
+    with cache.claimed(url) as mine:
+        if cache.whole(url, sha256) is not None:
+            return "here"
+        if not mine:
+            return "elsewhere"
+        for _ in range(_TRIES):
+            data = fetcher.whole(url)
+            incoming = cache.begin(url, sha256, len(data), keep_since_s)
+            if incoming is None:
+                return "no room"
+            try:
+                incoming.add(data)
+                if incoming.keep():
+                    return "here"
+            finally:
+                incoming.discard()
+    raise ShardError(
+        f"{without_credentials(url)} is not the index that the manifest lists (sha256 differs); "
+        "copy the index there again or pack again"
     )
 
 

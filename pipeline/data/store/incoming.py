@@ -23,7 +23,8 @@ class Incoming:
         self._file = self._partial.open("wb")
         self._partial.chmod(0o600)
         try:
-            os.posix_fallocate(self._file.fileno(), 0, num_bytes)  # a full disk shows now, not at the end
+            if num_bytes:  # the index of an empty shard has none
+                os.posix_fallocate(self._file.fileno(), 0, num_bytes)  # a full disk shows now, not at the end
         except OSError:
             self.discard()
             raise

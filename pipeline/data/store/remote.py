@@ -42,9 +42,11 @@ class RemoteStore:
         data = self._cache.read(url, offset, num_bytes)
         return self._fetcher.range(url, offset, num_bytes) if data is None else data
 
-    def read_all(self, name: str) -> bytes:
-        """The whole file, always from the address itself."""
-        return self._fetcher.whole(self._url(name))
+    def read_all(self, name: str, sha256: str = "") -> bytes:
+        """The whole file: from the node where it is kept under that sha256, else from the address itself."""
+        url = self._url(name)
+        kept = self._cache.whole(url, sha256) if sha256 else None
+        return self._fetcher.whole(url) if kept is None else kept
 
     def exists(self, name: str) -> bool:
         """True where the file is there."""
@@ -66,7 +68,7 @@ class RemoteStore:
         self._downloads.announce(self._url(shard.name), shard)
 
     def bring(self, shard: ShardEntry, keep_since_s: float = math.inf) -> Outcome:
-        """How the download of a shard ended, once it has; raises a PipelineError where it cannot be had.
+        """How the download of a shard and its index ended; raises a PipelineError where they cannot be had.
 
         No shard that was used since `keep_since_s`, by time.time, is given up for it.
         """

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from pipeline.data import dataset as dataset_module
 from pipeline.data.dataset import ShardDataset
-from pipeline.data.index import index_name
 from pipeline.data.labels import CITYSCAPES
 from pipeline.data.manifest import Split, load_manifest, make_manifest, manifest_text
-from pipeline.data.shard_table import ShardEntry, ShardTable, sha256_hex
+from pipeline.data.shard_table import ShardEntry, ShardTable, index_name, sha256_hex
 from pipeline.data.store import LocalStore
 from pipeline.errors import ShardError
 

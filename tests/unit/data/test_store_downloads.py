@@ -8,7 +8,7 @@ import time
 import pytest
 
 from pipeline.config import StoreConfig
-from pipeline.data.shard_table import ShardEntry
+from pipeline.data.shard_table import ShardEntry, index_name
 from pipeline.data.staging import Staged, stage_shards
 from pipeline.data.store import remote
 from pipeline.data.store.incoming import Incoming
@@ -17,8 +17,10 @@ from pipeline.data.store.transport import Part, Transient
 from pipeline.errors import ShardError, WorldStateError
 
 FILES = {f"train/train-{number:06d}.tar": bytes([number + 1]) * 3000 for number in range(20)}
+INDEXES = {index_name(name): f"{{{number}}}\n".encode() for number, name in enumerate(FILES)}
 SHARDS = [
-    ShardEntry(name, 1, len(data), hashlib.sha256(data).hexdigest(), "") for name, data in FILES.items()
+    ShardEntry(name, 1, len(data), hashlib.sha256(data).hexdigest(), hashlib.sha256(index).hexdigest())
+    for (name, data), index in zip(FILES.items(), INDEXES.values(), strict=True)
 ]
 
 
@@ -26,7 +28,7 @@ class Server:
     """A transport over FILES that counts, and waits where it is told to."""
 
     def __init__(self):
-        self.asked, self.open, self.files = [], threading.Event(), dict(FILES)
+        self.asked, self.open, self.files = [], threading.Event(), FILES | INDEXES
         self.open.set()
 
     def get(self, url, offset, num_bytes):
@@ -70,7 +72,7 @@ def cached(store: RemoteStore, server: Server, shard: ShardEntry) -> bool:
     """Whether the shard is read without a request."""
     before = len(server.asked)
     assert store.read(shard.name, 100, 50) == FILES[shard.name][100:150]
-    return len(server.asked) == before
+    return (shard.name, 100, 50) not in server.asked[before:]
 
 
 def whole(server: Server) -> list[str]:
@@ -210,4 +212,35 @@ def test_a_failure_that_passes_costs_a_part_and_not_the_shard(store, server, mon
 
     monkeypatch.setattr(server, "get", fail_once)
     assert store.bring(SHARDS[0]) == "here"
-    assert [offset for _, offset, _ in server.asked] == [0, 1000, 2000]
+    assert [offset for name, offset, _ in server.asked if name.endswith(".tar")] == [0, 1000, 2000]
+
+
+def test_the_index_of_a_staged_shard_is_read_without_the_server(store, server, tmp_path):
+    config = StoreConfig(cache_dir=str(tmp_path), downloads=1)
+    assert stage_shards("s3://bucket/set", SHARDS[:2], config) == Staged(shards=2, bytes=6000)
+    before = len(server.asked)
+    for shard in SHARDS[:2]:
+        name = index_name(shard.name)
+        assert store.read_all(name, shard.index_sha256) == INDEXES[name]
+    assert len(server.asked) == before
+    assert store.read_all(index_name(SHARDS[0].name)) == INDEXES[index_name(SHARDS[0].name)]
+    assert len(server.asked) == before + 1, "nothing vouches for a copy without its sha256"
+
+
+def test_a_kept_index_that_went_bad_is_read_from_the_server_and_staged_again(store, server, tmp_path):
+    shard, name = SHARDS[0], index_name(SHARDS[0].name)
+    assert store.bring(shard) == "here"
+    (copy,) = tmp_path.glob(f"**/shards/*/*/{shard.index_sha256}")
+    copy.write_bytes(b"?" * copy.stat().st_size)
+    assert store.read_all(name, shard.index_sha256) == INDEXES[name]
+    assert not copy.exists()
+    assert store.bring(shard) == "here"
+    assert copy.read_bytes() == INDEXES[name]
+    assert len(whole(server)) == 1
+
+
+def test_an_index_that_is_not_the_manifests_is_refused_and_not_kept(store, server, tmp_path):
+    server.files[index_name(SHARDS[0].name)] = b"[]\n"
+    with pytest.raises(ShardError, match=r"train-000000\.index\.jsonl is not the index that the manifest"):
+        store.bring(SHARDS[0])
+    assert len([path for path in tmp_path.glob("**/shards/*/*/*") if path.is_file()]) == 1, "the shard alone"
