@@ -22,6 +22,8 @@ class WaitWindow:
     wait_s: float
     usage: LoaderUsage
     """Of this stretch alone, but for `workers`."""
+    is_first: bool = False
+    """Whether it holds the start of the workers and of the first downloads."""
 
     @property
     def share(self) -> float:
@@ -30,10 +32,11 @@ class WaitWindow:
 
     @property
     def bottleneck(self) -> str:
-        """What would have to be faster for a shorter wait: `store`, `decode` or `hand-off`.
+        """What would have to be faster for a shorter wait: `store`, `decode`, `hand-off` or `start`.
 
         Hand-off is what lies between reading and training: workers that have nothing to do, as they were
-        given too little ahead or are still starting, and the time from a finished sample to a batch.
+        given too little ahead, and the time from a finished sample to a batch. In the first stretch it is
+        the start: processes that begin, and the first shards on their way.
         """
         store_s, decode_s = self.usage.store_s, self.usage.decode_s
         if self.usage.workers:
@@ -41,7 +44,7 @@ class WaitWindow:
         else:
             idle = self.wait_s - store_s - decode_s > max(store_s, decode_s)
         if idle:
-            return "hand-off"
+            return "start" if self.is_first else "hand-off"
         return "store" if store_s > decode_s else "decode"
 
     def values(self) -> dict[str, float]:
@@ -61,6 +64,7 @@ class DataWait:
         self._usage = usage
         self._start_s = time.perf_counter()
         self._wait_s = self._idle_s = 0.0
+        self._is_first = True
 
     def waited(self, seconds: float) -> None:
         """Note time spent on waiting for data."""
@@ -80,6 +84,7 @@ class DataWait:
             usage.workers,
             usage.restarts - before.restarts,
         )
-        window = WaitWindow(now - self._start_s - self._idle_s, self._wait_s, spent)
+        window = WaitWindow(now - self._start_s - self._idle_s, self._wait_s, spent, self._is_first)
         self._start_s, self._wait_s, self._idle_s, self._usage = now, 0.0, 0.0, usage
+        self._is_first = False
         return window

@@ -27,7 +27,7 @@ from pipeline.world import World
         (2, 5.0, 4.0, 15.0, "decode"),
         (2, 5.0, 15.0, 4.0, "store"),
         (2, 5.0, 2.0, 8.0, "hand-off"),  # workers had nothing to do for half of the time
-        (4, 5.0, 0.0, 0.0, "hand-off"),  # workers that are still starting
+        (4, 5.0, 0.0, 0.0, "hand-off"),
     ],
 )
 def test_the_bottleneck_is_what_would_have_to_be_faster(workers, wait_s, store_s, decode_s, bottleneck):
@@ -36,6 +36,15 @@ def test_the_bottleneck_is_what_would_have_to_be_faster(workers, wait_s, store_s
     assert window.bottleneck == bottleneck
     assert window.values()[metrics.STORE_S_PER_SAMPLE] == pytest.approx(store_s / 100)
     assert window.values()[metrics.DECODE_S_PER_SAMPLE] == pytest.approx(decode_s / 100)
+
+
+@pytest.mark.parametrize(
+    ("workers", "decode_s", "bottleneck"), [(0, 0.5, "start"), (2, 0.0, "start"), (2, 18.0, "decode")]
+)
+def test_idle_workers_in_the_first_window_are_starting(workers, decode_s, bottleneck):
+    assert (
+        WaitWindow(10.0, 5.0, LoaderUsage(9, 0.0, decode_s, workers), is_first=True).bottleneck == bottleneck
+    )
 
 
 def test_a_window_holds_what_happened_since_the_one_before_without_pauses(monkeypatch):
@@ -47,7 +56,7 @@ def test_a_window_holds_what_happened_since_the_one_before_without_pauses(monkey
     waits.waited(0.5)
     waits.paused(2.0)  # an evaluation
     first = LoaderUsage(8, 1.0, 2.0, workers=2, restarts=1)
-    assert waits.window(first) == WaitWindow(8.0, 2.0, first)
+    assert waits.window(first) == WaitWindow(8.0, 2.0, first, is_first=True)
     now = 114.0
     waits.waited(1.0)
     second = waits.window(LoaderUsage(12, 1.5, 4.0, workers=2, restarts=1))
