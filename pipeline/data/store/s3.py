@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import cache
 from typing import Any
+from urllib.parse import urlsplit
 
 import smart_open
 from botocore.config import Config
@@ -24,12 +25,14 @@ from botocore.loaders import Loader, create_loader
 from botocore.session import Session
 from urllib3.exceptions import HTTPError
 
+from pipeline.data.store.address import refuse_internal_host
 from pipeline.data.store.transport import Part, Transient, promised, reason, refusal
 from pipeline.errors import PipelineError, WorldStateError, without_credentials
 
 KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL for a server of your own)"
 _MAY_PASS = (HTTPClientError, ConnectionError, IncompleteReadError, HTTPError, OSError)
 _CONNECTIONS = 64
+_AMAZON = (".amazonaws.com", ".amazonaws.com.cn")
 
 
 class S3Transport:
@@ -49,6 +52,10 @@ class S3Transport:
             self._client: Any = session.create_client("s3", config=config)  # its class is made at run time
         except (BotoCoreError, ValueError) as error:
             raise WorldStateError(f"s3:// cannot be opened ({reason(error)}): check {KEYS}") from error
+        endpoint = str(self._client.meta.endpoint_url)
+        host = urlsplit(endpoint).hostname or ""
+        if not host.endswith(_AMAZON):  # a typed one
+            refuse_internal_host(host, f"AWS_ENDPOINT_URL={endpoint}")
 
     def get(self, url: str, offset: int, num_bytes: int) -> Part:
         """The range, by one GET of exactly it; raises Transient or a PipelineError."""

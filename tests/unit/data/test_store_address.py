@@ -13,6 +13,7 @@ from pipeline.config import StoreConfig
 from pipeline.data.store import open_store
 from pipeline.data.store.address import is_address, parse_address
 from pipeline.errors import ConfigError, PipelineError, ShardError
+from tests.rclone_server import s3_environment
 
 
 @pytest.fixture
@@ -72,6 +73,7 @@ def events():
         ("s3://host:9000/shards", "type s3://BUCKET/PATH"),
         ("gs://b u/x", "the plain address of a folder"),
         ("https://host/x?token=1", "the plain address of a folder"),
+        ("https://host/my shards", "a blank is written %20 there; type https://host/my%20shards"),
         ("https://host/x#y", "the plain address of a folder"),
         ("http://host:port/x", "cannot read shards"),
         ("http:///x", "names no host"),
@@ -193,3 +195,14 @@ def test_gs_without_its_client_says_what_to_install(config, monkeypatch):
     monkeypatch.setitem(sys.modules, "google.cloud", None)
     with pytest.raises(ConfigError, match=r"^gs:// .* pip install 'smart_open\[gcs\]'"):
         open_store("gs://bucket/shards", config)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://169.254.169.254", "http://[fd00:ec2::254]:80", "http://2852039166/"]
+)
+def test_an_endpoint_is_refused_as_a_typed_address_is(config, events, monkeypatch, endpoint):
+    for name, value in s3_environment(endpoint).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"AWS_ENDPOINT_URL=http://.* \(link-local or metadata\)"):
+        open_store("s3://bucket/set", config)
+    assert events == []
