@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from pipeline.config import StoreConfig
 from pipeline.data.labels import ClassTable
 from pipeline.data.shard_table import ShardEntry, ShardTable
 from pipeline.data.store import Store, open_store, safe_name
+from pipeline.data.store.address import is_address
 from pipeline.data.strict_json import (
     AGAIN,
     as_object,
@@ -37,6 +39,8 @@ from pipeline.errors import DatasetError, ShardError
 
 FORMAT = "ccs-shards/1"
 MANIFEST_NAME = "manifest.json"
+_PACKING_RECORD = "packing.jsonl"
+"""What a packer leaves that did not finish."""
 _FIELDS = {"format", "classes", "splits", "id"}
 _SPLIT_FIELDS = {"samples", "bytes", "shards"}
 _SHARD_FIELDS = {"name", "samples", "bytes", "sha256", "index_sha256"}
@@ -125,13 +129,29 @@ def _content(store: Store) -> dict[str, Any]:
     if not store.exists(MANIFEST_NAME):
         raise ShardError(
             f"{store.root} holds no {MANIFEST_NAME}, so it is no packed data set, or packing did not finish; "
-            f"type python jobs/pack_cityscapes.py --root TREE --out {store.root}"
+            f"{_cure(store.root)}"
         )
     content = as_object(parse_json(store.read_all(MANIFEST_NAME), where), where)
     if content.get("format") != FORMAT:
         raise ShardError(f"{where} has format {shown(content.get('format'))}; this version reads {FORMAT}")
     refuse_unknown(content, _FIELDS, where)
     return content
+
+
+def _cure(root: str) -> str:
+    """What to type where a root has no manifest: what makes one of the shards there, or of a tree."""
+    pack, index = "python jobs/pack_cityscapes.py --root TREE --out", "python jobs/shards.py index"
+    if not is_address(root):
+        foreign = not Path(root, _PACKING_RECORD).exists() and any(Path(root).rglob("*.tar"))
+        return f"type {index} {root} --classes FILE for the tars in it" if foreign else f"type {pack} {root}"
+    if root.startswith(("s3:", "gs:")):
+        return (
+            f"type {pack} {root}, or, for shards that are there, {index} {root} --classes FILE --shards NAMES"
+        )
+    return (
+        f"nothing can be written there: type {pack} DIR, or, for shards that are there, {index} DIR "
+        "--classes FILE, where the server's files lie, and copy what is missing"
+    )
 
 
 def _split(name: str, content: Mapping[str, Any], where: str) -> Split:

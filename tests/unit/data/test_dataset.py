@@ -19,6 +19,7 @@ from pipeline.data.labels import CITYSCAPES
 from pipeline.data.manifest import load_manifest
 from pipeline.data.store import LocalStore, safe_name
 from pipeline.errors import SampleError, ShardError
+from tests.rclone_server import serving
 
 
 def read_all(root: str, split: str = "train") -> list:
@@ -187,6 +188,20 @@ def test_a_broken_manifest_and_a_missing_one_are_refused(own):
         load_manifest(own)
     with pytest.raises(ShardError, match=r"no such folder"):
         load_manifest(own + "-not")
+
+
+def test_where_a_manifest_is_missing_the_command_is_named_that_can_make_it(tmp_path):
+    with pytest.raises(ShardError, match=r"type python jobs/pack_cityscapes\.py --root TREE --out /"):
+        load_manifest(str(tmp_path))
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "foreign-000.tar").touch()
+    with pytest.raises(ShardError, match=rf"type python jobs/shards\.py index {tmp_path} --classes FILE"):
+        load_manifest(str(tmp_path))
+    with serving("http", tmp_path) as address, pytest.raises(ShardError) as error:
+        load_manifest(f"http://{address}/train")
+    assert f"--out http://{address}" not in str(error.value), "nothing can be written there"
+    assert "jobs/pack_cityscapes.py --root TREE --out DIR" in str(error.value)
+    assert "jobs/shards.py index DIR --classes FILE" in str(error.value)
 
 
 def test_an_index_other_than_the_listed_one_is_refused(own):
