@@ -101,10 +101,12 @@ def verify(result: Result, argv: list[str]) -> None:
     """Audits a packed data set; fills in the RESULT, and raises ShardError where anything is wrong."""
     flags = parse_flags(VerifyFlags, argv)
     root = resolve_path("the folder", flags.root)
-    result |= dict.fromkeys(("shards", "samples", "bytes", "problems"), 0)
     first = ""
     with task_map(flags.processes) as map_tasks:
-        for shard in verify_shards(root, flags.split, flags.decode, map_tasks):
+        result["manifest_id"] = load_manifest(root).id
+        audits = verify_shards(root, flags.split, flags.decode, map_tasks)
+        result |= dict.fromkeys(("shards", "samples", "bytes", "problems"), 0)
+        for shard in audits:
             for problem in shard.problems:
                 tell(problem)
                 first = first or problem

@@ -75,6 +75,11 @@ def index_shards(root: str, tars: Sequence[str], options: IndexOptions, map_task
     _refuse(scanned)
     entries = [result.entry for result in scanned if result.entry]
     _refuse_copies(root, entries)
+    if not any(entry.samples for entry in entries):
+        raise ShardError(
+            f"{root}: there is no sample in {len(entries)} shards (such as {names[0]}); remove them and pack "
+            "the source, with jobs/pack_folder.py; nothing was written"
+        )
     for entry, result in zip(entries, scanned, strict=True):
         write_whole(output, index_name(entry.name), result.index)
     by_split = {

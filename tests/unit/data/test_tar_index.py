@@ -361,6 +361,17 @@ def test_an_empty_tar_is_a_shard_of_no_samples(tmp_path):
     assert (result.entry.samples, result.index) == (0, b"")
 
 
+def test_a_set_of_no_samples_is_refused_and_an_empty_shard_beside_others_is_not(tmp_path):
+    (tmp_path / "train-0.tar").write_bytes(tar_bytes([]))
+    with pytest.raises(
+        ShardError, match=r"there is no sample in 1 shards \(such as train-0\.tar\); .* nothing was"
+    ):
+        index_shards(str(tmp_path), (), OPTIONS, in_turn)
+    assert [path.name for path in tmp_path.iterdir()] == ["train-0.tar"]
+    (tmp_path / "train-1.tar").write_bytes(TWO)
+    assert index_shards(str(tmp_path), (), OPTIONS, in_turn).splits["train"].samples == 2
+
+
 def test_all_bad_shards_are_counted_and_nothing_is_written(tmp_path):
     for number, data in enumerate((TWO, TWO[:900], TWO[:1100])):
         (tmp_path / f"train-{number}.tar").write_bytes(data)

@@ -165,10 +165,13 @@ def test_the_job_lists_each_problem_and_ends_with_2(own):
     assert lines[-1] == f"shards: 2 problems in {own}, all listed above; copy or pack those again"
     result = json.loads(ended.stdout.splitlines()[-1].removeprefix("RESULT "))
     assert (result["status"], result["problems"], result["shards"]) == ("shard_error", 2, 6)
+    assert result["manifest_id"] == load_manifest(own).id
     Path(own, "manifest.json").unlink()
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 2
     assert len(ended.stderr.splitlines()) == 1
+    result = json.loads(ended.stdout.splitlines()[-1].removeprefix("RESULT "))
+    assert {result[name] for name in ("manifest_id", "shards", "samples", "bytes", "problems")} == {None}
 
 
 def test_a_split_that_is_not_there_is_refused_with_the_nearest(packed):
