@@ -26,7 +26,13 @@ from pipeline.data.loader import Batch, LoaderUsage
 from pipeline.data.quarantine import Quarantine, quarantined_crop
 from pipeline.data.slots import SlotArrays, SlotLayout
 from pipeline.data.store import open_store
-from pipeline.data.unindexed_stream import DecodedSample, StreamedSample, shards_of, stream_samples
+from pipeline.data.unindexed_stream import (
+    DecodedSample,
+    MemberFilter,
+    StreamedSample,
+    shards_of,
+    stream_samples,
+)
 from pipeline.errors import ConfigError, DatasetError, SampleError, ShardError
 from pipeline.world import World
 
@@ -59,6 +65,7 @@ class UnindexedLoader:
             )
         self._layout = SlotLayout(batch_per_rank, config.crop_height, config.crop_width)
         self._usage = LoaderUsage()
+        self._members = MemberFilter()
         if world.is_main:
             _LOG.warning("[data]  %s", REPLACED_PROMISES)
         cv2.setNumThreads(0)  # its own pool would compete with the training threads for the cores
@@ -105,7 +112,7 @@ class UnindexedLoader:
                 draw.shuffle(shards)
                 own = shards[self._world.rank :: self._world.size]
                 found = False
-                for sample in self._timed(stream_samples(store, own, draw)):
+                for sample in self._timed(stream_samples(store, own, draw, self._members)):
                     found = True
                     yield sample
                 if not found:

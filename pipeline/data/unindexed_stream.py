@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import random
 import tarfile
 import zlib
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 from pipeline.data.decode import decode_gray, decode_rgb
 from pipeline.data.labels import IGNORE
 from pipeline.data.packing.shard_names import expand_braces
-from pipeline.data.packing.tar_samples import MemberNames
+from pipeline.data.packing.tar_samples import HARMLESS, MemberNames
 from pipeline.data.store import Store
 from pipeline.errors import ConfigError, PipelineError, SampleError, ShardError
+
+logger = logging.getLogger(__name__)
 
 _BUFFER = 256
 """Samples, still encoded, among which the next one is drawn."""
@@ -46,18 +49,43 @@ def shards_of(pattern: str) -> tuple[str, list[str]]:
     return root or ("/" if slash else "."), names
 
 
-def stream_samples(store: Store, shards: list[str], draw: random.Random) -> Iterator[StreamedSample]:
+class MemberFilter:
+    """What of a shard is read: members that may be an image or a label; all others are passed over unopened.
+
+    The first one that no shard should hold, as some loader would run it, is told in the log.
+    """
+
+    def __init__(self) -> None:
+        self.shard = ""
+        """Shard that is read."""
+        self._has_told = False
+
+    def __call__(self, name: str) -> bool:
+        """True for a member that is read."""
+        ending = name.rpartition("/")[2].partition(".")[2].lower()
+        if ending.rpartition(".")[2] not in HARMLESS and not self._has_told:
+            self._has_told = True
+            logger.warning(
+                "[data]  %s: the member %r is passed over unopened, and all others like it: a shard holds %s",
+                self.shard, name[:80], ", ".join(sorted(HARMLESS)),
+            )  # fmt: skip
+        return ending in {*_NAMES.image, *_NAMES.label}
+
+
+def stream_samples(
+    store: Store, shards: list[str], draw: random.Random, members: MemberFilter
+) -> Iterator[StreamedSample]:
     """Samples by `webdataset.WebDataset`, shuffled among their neighbours; raises ShardError."""
     from webdataset import WebDataset  # noqa: PLC0415 - it brings torch along, and is for foreign shards alone
     from webdataset.cache import FileCache, StreamingOpen  # noqa: PLC0415
 
     dataset = WebDataset(
         shards, shardshuffle=False, nodesplitter=None, workersplitter=None, empty_check=False,
-        select_files=_wanted,
+        select_files=members,
     )  # fmt: skip
     # Theirs opens pipe: by a shell and http by curl, and WDS_CACHE would mix up shards of equal names.
     dataset.pipeline = [
-        _opener(store) if isinstance(stage, StreamingOpen | FileCache) else stage
+        _opener(store, members) if isinstance(stage, StreamingOpen | FileCache) else stage
         for stage in dataset.pipeline
     ]
     samples = iter(dataset.shuffle(_BUFFER, rng=draw))
@@ -72,25 +100,20 @@ def stream_samples(store: Store, shards: list[str], draw: random.Random) -> Iter
             ) from error
         if sample is None:
             return
-        members = {name: data for name, data in sample.items() if not name.startswith("__")}
-        yield StreamedSample(str(sample["__url__"]), str(sample["__key__"]), members)
+        read = {name: data for name, data in sample.items() if not name.startswith("__")}
+        yield StreamedSample(str(sample["__url__"]), str(sample["__key__"]), read)
 
 
 def _said(error: Exception) -> str:
     return " ".join(" ".join(map(str, error.args)).split())[:300]
 
 
-def _wanted(name: str) -> bool:
-    """True for the members that may be an image or a label; all others are passed over unopened."""
-    return name.rpartition("/")[2].partition(".")[2].lower() in {*_NAMES.image, *_NAMES.label}
-
-
-def _opener(store: Store) -> Callable[[Any], Iterator[dict[str, Any]]]:
-    """A stage of a WebDataset pipeline that opens shards from a store."""
+def _opener(store: Store, members: MemberFilter) -> Callable[[Any], Iterator[dict[str, Any]]]:
+    """A stage of a WebDataset pipeline that opens shards from a store, and tells the filter which."""
 
     def open_all(sources: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - WebDataset's dictionaries
         for source in sources:
-            name = source["url"]
+            name = members.shard = source["url"]
             with io.BufferedReader(_ShardFile(store, name), _BLOCK_BYTES) as stream:
                 yield {"url": name, "stream": stream}
 

@@ -15,7 +15,8 @@ from pipeline.data.packing.tar_stream import TarMember, TarStream
 from pipeline.errors import ConfigError, ShardError
 
 PICTURES = ("png", "jpg", "jpeg")
-_HARMLESS = frozenset({*PICTURES, "json", "txt", "cls"})
+HARMLESS = frozenset({*PICTURES, "json", "txt", "cls"})
+"""Endings that may be in a shard."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,10 @@ def _split_name(stream: TarStream, member: TarMember) -> tuple[str, str]:
             "to no sample; make the tar again without it"
         )
     ending = ending.lower()
-    if ending.rpartition(".")[2] not in _HARMLESS:
+    if ending.rpartition(".")[2] not in HARMLESS:
         raise ShardError(
             f"{stream.where}: {member.name!r} of the key {folder + slash + stem!r} at offset {member.offset} "
-            f"is refused: a shard holds {', '.join(sorted(_HARMLESS))} alone; make the tar again without it"
+            f"is refused: a shard holds {', '.join(sorted(HARMLESS))} alone; make the tar again without it"
         )
     return folder + slash + stem, ending
 

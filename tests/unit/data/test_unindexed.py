@@ -171,7 +171,8 @@ class Payload:
         return Path.touch, (Path(self.marker),)
 
 
-def test_a_payload_beside_the_pictures_is_not_run(foreign, tmp_path):
+def test_a_payload_beside_the_pictures_is_not_run_and_told_once(foreign, tmp_path, caplog):
+    logging.getLogger("pipeline").propagate = True
     marker = tmp_path / "marker"
     payload = pickle.dumps(Payload(marker))
     key = "city0_000000"
@@ -183,8 +184,11 @@ def test_a_payload_beside_the_pictures_is_not_run(foreign, tmp_path):
             *members[2:],
         ],
     )
-    assert len(keys(loader(foreign, tmp_path, batch=1)[0], 11)) == 11
+    assert len(keys(loader(foreign, tmp_path, batch=1)[0], 33)) == 33
     assert not marker.exists()
+    told = [record.getMessage() for record in caplog.records if "unopened" in record.getMessage()]
+    assert len(told) == 1
+    assert f"train-000000.tar: the member '{key}.pkl' is passed over" in told[0]
     pickle.loads(payload)
     assert marker.exists()
 
