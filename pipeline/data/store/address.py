@@ -74,6 +74,10 @@ def parse_address(root: str) -> Address:
             f"credentials in an address end up in logs: type {shown}, and keep them in the environment "
             "(AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS) or in ~/.netrc"
         )
+    if " " in root and scheme in ("http", "https"):
+        raise ConfigError(
+            f"cannot read shards from {shown}: a blank is written %20 there; type {shown.replace(' ', '%20')}"
+        )
     if "?" in root or "#" in root or "\\" in root or not root.isprintable() or " " in root:
         raise ConfigError(f"cannot read shards from {shown}: type the plain address of a folder of shards")
     path = parts.path.strip("/")
