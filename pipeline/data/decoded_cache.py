@@ -80,7 +80,7 @@ class DecodedCache:
         if shard not in self._files:
             index = load_index(self._store, shard)
             try:
-                self._files[shard] = _ShardFile(self._folder, shard, index)
+                self._files[shard] = _ShardFile(self._folder, shard, index, self._is_filling)
             except OSError as error:
                 self._files[shard] = None
                 self._stop_filling(error)
@@ -92,13 +92,17 @@ class DecodedCache:
     def _stop_filling(self, error: OSError) -> None:
         if self._is_filling:
             logger.warning("[event] the decoded cache %s grows no further: %s", self._folder, error.strerror)
+            for file in filter(None, self._files.values()):
+                file.remove_if_empty()
         self._is_filling = False
 
 
 class _ShardFile:
     """A byte a sample that says whether it is there, then the pixels of all samples, in their order."""
 
-    def __init__(self, folder: Path, shard: ShardEntry, entries: Sequence[SampleEntry]) -> None:
+    def __init__(
+        self, folder: Path, shard: ShardEntry, entries: Sequence[SampleEntry], may_create: bool
+    ) -> None:
         self._descriptor = -1
         stem = f"{shard.sha256}-{shard.index_sha256[:16]}"
         self._finished = folder / f"{stem}.pixels"
@@ -109,7 +113,7 @@ class _ShardFile:
         folder.mkdir(parents=True, exist_ok=True)
         found = self._open_finished()
         self._is_finished = found is not None
-        self._descriptor = self._open_unfinished() if found is None else found
+        self._descriptor = self._open_unfinished(may_create) if found is None else found
         self._map = mmap.mmap(self._descriptor, self._num_bytes, prot=mmap.PROT_READ)
         self._finish_if_whole()
 
@@ -151,21 +155,35 @@ class _ShardFile:
         self._finished.unlink(missing_ok=True)
         return None
 
-    def _open_unfinished(self) -> int:
+    def remove_if_empty(self) -> None:
+        """Removes a file without a sample, or leaves that to the last of the processes that have it open."""
+        if self._is_finished or _HERE in os.pread(self._descriptor, len(self._numbers), 0):
+            return
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _HERE not in os.pread(self._descriptor, len(self._numbers), 0):
+                self._unfinished.unlink(missing_ok=True)
+        except OSError:
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def _open_unfinished(self, may_create: bool) -> int:
         for path in self._finished.parent.glob(f"{self._finished.stem}.*.filling"):
             if path != self._unfinished:
                 _remove_unless_used(path)
-        descriptor = os.open(self._unfinished, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        create = os.O_CREAT if may_create else 0
+        descriptor = os.open(self._unfinished, os.O_RDWR | create | os.O_CLOEXEC, 0o644)
         size = os.fstat(descriptor).st_size
         if size not in (0, self._num_bytes):
             os.close(descriptor)
             self._unfinished.unlink(missing_ok=True)
-            descriptor = os.open(self._unfinished, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(self._unfinished, os.O_RDWR | create | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH)  # other machines on a shared disk leave it alone
             os.ftruncate(descriptor, self._num_bytes)
         except OSError:
             os.close(descriptor)
+            if not size:
+                self._unfinished.unlink(missing_ok=True)
             raise
         return descriptor
 

@@ -277,6 +277,7 @@ def test_nothing_is_cached_on_a_disk_with_little_left(packed, tmp_path, monkeypa
             assert np.array_equal(reader.read(ref).image_HW3, dataset.reader().read(ref).image_HW3)
     assert len(caplog.records) == 1
     assert "grows no further: its disk has less than" in caplog.text
+    assert list(tmp_path.iterdir()) == []
     cache = DecodedCache(str(tmp_path), dataset._store)
     assert not any(cache.find(ref.shard, ref.entry) for ref in all_refs)
 
@@ -298,7 +299,7 @@ decoded_cache.SPARED_BYTES = 0
 reader = dataset.reader(folder + "/cache")
 for index in range(11):
     reader.read(dataset.ref(*dataset.locate(index)))
-assert len(os.listdir(folder + "/cache")) == 4
+assert os.listdir(folder + "/cache") == []
 """
     mounted = 'mount -t tmpfs -o size=1m tmpfs "$2" && exec "$0" -c "$1" "$3" "$2"'
     arguments = [sys.executable, HEADER + code, str(tmp_path), packed]
@@ -325,6 +326,18 @@ def test_a_cache_that_cannot_be_opened_costs_one_try_a_shard(packed, tmp_path, m
     assert loaded == list(dataset.split.shards)
     opened = [path.resolve() for path in Path("/proc/self/fd").iterdir()]
     assert not [path for path in opened if path.is_relative_to(tmp_path)]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_last_of_two_that_find_a_full_disk_removes_what_neither_filled(packed, tmp_path, monkeypatch):
+    dataset, all_refs = refs(packed)
+    readers = [dataset.reader(str(tmp_path)) for _ in range(2)]
+    for reader in readers:
+        assert reader._cache.find(all_refs[0].shard, all_refs[0].entry) is None  # both have it open
+    monkeypatch.setattr(decoded_cache, "SPARED_BYTES", 2**62)
+    for reader, left in zip(readers, (1, 0), strict=True):
+        reader.read(all_refs[0])
+        assert len(list(tmp_path.iterdir())) == left
 
 
 def test_a_damaged_sample_is_never_cached(own, tmp_path):
