@@ -40,7 +40,7 @@ def plan_workers(typed: int | None, config: Config, room: Room) -> Workers:
     fits = min(room.cpus // cpus_each, room.gpus) if use_gpu else room.cpus // cpus_each
     wanted = typed or _largest_divisor(config, fits if use_gpu else min(2, fits))
     if wanted > fits:
-        cure = f"--workers {fits} fits" if fits else _cure(use_gpu, room)
+        cure = f"--workers {fits} fits" if fits else _cure(config, room, use_gpu=use_gpu)
         gpu, gpus = (" and a GPU", f" and {room.gpus} GPUs") if use_gpu else ("", "")
         raise ConfigError(
             f"--workers {wanted} does not fit: each takes {cpus_each} CPUs ({config.data.loader_workers} "
@@ -56,7 +56,17 @@ def _largest_divisor(config: Config, most: int) -> int:
     return next((n for n in range(most, 1, -1) if micro_batch_global % n == 0), 1)
 
 
-def _cure(use_gpu: bool, room: Room) -> str:
+def _cure(config: Config, room: Room, *, use_gpu: bool) -> str:
+    """What to type where not even one worker fits: the largest numbers with which one does."""
     if use_gpu and room.gpus == 0:
         return "type --launch.use_gpu no to train on CPUs"
-    return "lower --data.loader_workers or --launch.threads_per_worker, or take a larger cluster"
+    threads = min(config.launch.threads_per_worker, room.cpus)
+    if threads == 0:
+        return "take a larger cluster"
+    loaders = min(config.data.loader_workers, room.cpus - threads)
+    words = ["type"]
+    if loaders < config.data.loader_workers:
+        words.append(f"--data.loader_workers {loaders}")
+    if threads < config.launch.threads_per_worker:
+        words.append(f"--launch.threads_per_worker {threads}")
+    return f"{' '.join(words)}, or take a larger cluster"

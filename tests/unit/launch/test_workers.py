@@ -41,7 +41,15 @@ def test_workers_are_the_typed_number_or_what_the_cluster_offers(
     [
         (3, {}, Room(2, 0), "--workers 2 fits"),
         (2, {"data__loader_workers": 1}, Room(2, 0), "--workers 1 fits"),
-        (1, {"data__loader_workers": 4}, Room(2, 0), "lower --data.loader_workers"),
+        (1, {"data__loader_workers": 4}, Room(2, 0), "; type --data.loader_workers 1, or take a larger"),
+        (1, {"data__loader_workers": 2}, Room(1, 0), "; type --data.loader_workers 0, or take a larger"),
+        (1, {"launch__threads_per_worker": 4}, Room(2, 0), "; type --launch.threads_per_worker 2, or"),
+        (
+            1,
+            {"launch__threads_per_worker": 4, "data__loader_workers": 1},
+            Room(2, 0),
+            "; type --data.loader_workers 0 --launch.threads_per_worker 2, or",
+        ),
         (8, {"launch__use_gpu": "yes"}, Room(64, 4), "--workers 4 fits"),
         (1, {"launch__use_gpu": "yes"}, Room(64, 0), "0 GPUs; type --launch.use_gpu no"),
         (None, {"launch__use_gpu": "yes"}, Room(64, 0), "0 GPUs; type --launch.use_gpu no"),
