@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pipeline.config import Config
 from pipeline.data.store.address import is_address
 from pipeline.errors import ConfigError
+from pipeline.settings import flatten, with_settings
+
+_NODE_FOLDERS = ("data.decoded_cache", "data.store.cache_dir")
+"""Settings that name a folder of each node, or nothing."""
+_PATTERN = "data.unindexed_train"
 
 
 def inside_ray_job() -> bool:
@@ -31,3 +37,25 @@ def resolve_path(flag: str, text: str) -> str:
             f'type {flag} "$(pwd)/{text}"'
         )
     return str(Path(os.path.abspath(path)))  # noqa: PTH100 - resolve() would follow a link given on purpose
+
+
+def resolve_settings(config: Config) -> Config:
+    """The config with the paths of its settings made absolute; the braces of a pattern stay.
+
+    Raises ConfigError as `resolve_path` does, and for an address where a node keeps files.
+    """
+    known = flatten(config)
+    resolved = {}
+    for name in (*_NODE_FOLDERS, _PATTERN):
+        text = str(known[name])
+        if not text:
+            continue
+        if name in _NODE_FOLDERS and is_address(text):
+            raise ConfigError(
+                f"--{name} {text}: files are kept in a folder of the node; type one, not an address"
+            )
+        folder = (
+            "/" if name == _PATTERN and text.endswith("/") else ""
+        )  # names no shards, which is told later
+        resolved[name] = resolve_path(f"--{name}", text) + (folder if not is_address(text) else "")
+    return with_settings(config, resolved)

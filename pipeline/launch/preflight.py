@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from pipeline.config import Config
+from pipeline.config import Config, StoreConfig
 from pipeline.data.dataset import ShardDataset
+from pipeline.data.store import open_store
 from pipeline.data.store.address import is_address, parse_address
-from pipeline.errors import ConfigError, WorldStateError
+from pipeline.data.unindexed_stream import shards_of
+from pipeline.errors import ConfigError, ShardError, WorldStateError
 from pipeline.model.segmenter import build_segmenter
 
 FLOAT_BYTES = 4
@@ -29,7 +32,8 @@ class Checked:
     """What the checks learned."""
 
     manifest_id: str
-    num_samples: int
+    training: str
+    """What it trains on, for a person."""
     parameters: int
     bytes_needed: int
 
@@ -40,10 +44,30 @@ def check_run(config: Config, shards: str, run_dir: Path) -> Checked:
     val = ShardDataset.open(shards, config.data.val_split, config.data.store)
     for dataset in (train, val):
         dataset.preflight()
+    check_decoded_cache(config.data.decoded_cache)
     parameters = count_parameters(config, train.classes.num_classes)
     needed = bytes_needed(config, parameters)
     check_space(run_dir, max(needed - bytes_written(run_dir), RECORDS_BYTES))
-    return Checked(train.manifest.id, len(train), parameters, needed)
+    unindexed = config.data.unindexed_train
+    training = (
+        f"{check_unindexed(unindexed, config.data.store)} unindexed shards"
+        if unindexed
+        else f"{len(train)} samples"
+    )
+    return Checked(train.manifest.id, training, parameters, needed)
+
+
+def check_unindexed(pattern: str, config: StoreConfig) -> int:
+    """The number of shards that a pattern names; raises ShardError where its first or last is not there."""
+    root, names = shards_of(pattern)
+    with closing(open_store(root, config)) as store:
+        for name in dict.fromkeys((names[0], names[-1])):
+            if not store.exists(name):
+                raise ShardError(
+                    f"--data.unindexed_train {pattern}: {root}/{name} is not there; type a range of the "
+                    f"shards that {root} has"
+                )
+    return len(names)
 
 
 def count_parameters(config: Config, num_classes: int) -> int:
@@ -88,6 +112,17 @@ def check_space(run_dir: Path, needed_bytes: int) -> None:
         )
 
 
+def check_decoded_cache(folder: str) -> None:
+    """Raises ConfigError where a file stands in the way of the cache's folder; "" is no cache."""
+    if not folder:
+        return
+    existing = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ConfigError(
+            f"--data.decoded_cache {folder}: {existing} is a file; type a folder, or leave it out"
+        )
+
+
 def check_model_name(name: str) -> None:
     """Raises ConfigError for a name that MLflow would refuse after the training; "" registers nothing."""
     if name and (not name.strip() or name.startswith(".") or {"/", ":"} & set(name)):
@@ -97,9 +132,9 @@ def check_model_name(name: str) -> None:
         )
 
 
-def check_addresses(shards: str, runs: str) -> None:
+def check_addresses(shards: str, runs: str, unindexed: str = "") -> None:
     """Raises ConfigError for shards at an address that may not be opened, and for runs at any."""
-    if is_address(shards):
-        parse_address(shards)
+    for address in filter(is_address, (shards, unindexed)):
+        parse_address(address)
     if is_address(runs):
         raise ConfigError(f"--runs {runs}: runs are written to folders only; type one that every node mounts")

@@ -32,6 +32,13 @@ PROBE_TIMEOUT_S = 5.0
 """Longest that a cluster's port may take to accept; Ray itself would try for minutes."""
 
 
+def local_room() -> Room | None:
+    """The most that a cluster of this process alone can have; None where another one is joined."""
+    if os.environ.get("RAY_ADDRESS"):
+        return None
+    return Room(cpus=os.cpu_count() or 1, gpus=torch.cuda.device_count())
+
+
 @contextmanager
 def connected() -> Iterator[Room]:
     """The cluster's room, connected to it for as long as the context is open.

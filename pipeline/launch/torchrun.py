@@ -28,7 +28,7 @@ from pipeline.config import Config
 from pipeline.data.quarantine import num_quarantined
 from pipeline.errors import ConfigError, PipelineError, Preempted
 from pipeline.launch.job import Result, one_line, run_job, tell
-from pipeline.launch.paths import resolve_path
+from pipeline.launch.paths import resolve_path, resolve_settings
 from pipeline.launch.preflight import check_addresses, check_run
 from pipeline.launch.run_context import JournaledContext
 from pipeline.launch.run_folder import identity, lease, refuse_other_run, run_name, write_json
@@ -153,10 +153,10 @@ def _read(argv: Sequence[str]) -> tuple[Config, str, Path]:
     parser.add_argument("--recipe", default="laptop", help="settings to begin from")
     flags = parser.parse_args(rest)
     _refuse_settings_of_ray(settings)
-    config = with_settings(recipe(flags.recipe), settings)
+    config = resolve_settings(with_settings(recipe(flags.recipe), settings))
     refuse_idle_settings(config, settings)
     shards, runs = resolve_path("--shards", flags.shards), resolve_path("--runs", flags.runs)
-    check_addresses(shards, runs)
+    check_addresses(shards, runs, config.data.unindexed_train)
     return config, shards, Path(runs) / run_name(flags.name, config)
 
 

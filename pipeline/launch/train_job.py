@@ -17,9 +17,9 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.launch.command_line import parse_with_settings
 from pipeline.launch.job import Result
-from pipeline.launch.paths import resolve_path
+from pipeline.launch.paths import resolve_path, resolve_settings
 from pipeline.launch.preflight import check_addresses, check_model_name, check_run
-from pipeline.launch.ray_cluster import check_shared, connected
+from pipeline.launch.ray_cluster import check_shared, connected, local_room
 from pipeline.launch.run_folder import (
     finished_result,
     identity,
@@ -100,7 +100,8 @@ def read_request(argv: Sequence[str]) -> Request:
     check_model_name(config.tracking.registered_model)
     name_typed = flags.register is not None or MODEL_NAME in split_settings(argv)[1]
     shards, runs = resolve_path("--shards", flags.shards), resolve_path("--runs", flags.runs)
-    check_addresses(shards, runs)
+    config = resolve_settings(config)
+    check_addresses(shards, runs, config.data.unindexed_train)
     name = run_name(flags.name, config)
     return Request(config, shards, Path(runs), name, flags.workers, flags.preflight_only, name_typed)
 
@@ -120,14 +121,17 @@ def train(result: Result, argv: Sequence[str]) -> None:
 
             settle(request, finished, result)
             return
+        room_here = local_room()
+        if room_here is not None:  # a head takes many seconds to start
+            plan_workers(request.workers, request.config, room_here)
         with connected() as room:
             signals.listen()
             workers = plan_workers(request.workers, request.config, room)
             check_shared(request.run_dir, request.shards)
             if request.preflight_only:
                 logger.info(
-                    "[preflight] %d samples, %.1fM parameters, %d workers on %s: ready to train",
-                    checked.num_samples, checked.parameters / 1e6, workers.num,
+                    "[preflight] %s, %.1fM parameters, %d workers on %s: ready to train",
+                    checked.training, checked.parameters / 1e6, workers.num,
                     "GPUs" if workers.use_gpu else "CPUs",
                 )  # fmt: skip
                 return

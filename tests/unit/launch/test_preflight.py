@@ -4,8 +4,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline.config import BackboneConfig, Config, ModelConfig, OptimConfig, TrainConfig
-from pipeline.errors import WorldStateError
+from pipeline.config import BackboneConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from pipeline.errors import ShardError, WorldStateError
 from pipeline.launch import preflight
 from pipeline.launch.preflight import bytes_needed, check_run, count_parameters
 from pipeline.model.segmenter import build_segmenter
@@ -34,8 +34,20 @@ def test_bytes_cover_every_kept_checkpoint_with_its_moments() -> None:
 
 def test_facts_of_a_run_that_can_start(shards: Path, tmp_path: Path) -> None:
     checked = check_run(Config(model=TINY), str(shards), tmp_path / "runs" / "x")
-    assert checked.num_samples == 4
+    assert checked.training == "4 samples"
     assert not (tmp_path / "runs").exists()
+
+
+def test_unindexed_shards_are_looked_at_and_not_taken_for_the_evaluated_samples(
+    shards: Path, tmp_path: Path
+) -> None:
+    def checked(name: str) -> str:
+        data = DataConfig(unindexed_train=f"{shards}/{name}")
+        return check_run(Config(model=TINY, data=data), str(shards), tmp_path / "x").training
+
+    assert checked("train/train-000000.tar") == "1 unindexed shards"
+    with pytest.raises(ShardError, match=rf"{shards}/train/train-000007\.tar is not there; type a range"):
+        checked("train/train-{000000..000007}.tar")
 
 
 def test_resumed_run_needs_no_second_room_for_the_checkpoints_that_it_has(

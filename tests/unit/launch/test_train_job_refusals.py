@@ -51,6 +51,15 @@ def refuse(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[Result, str]
         (["--init-from", "models:/x/1"], "--init-from is not in this version yet"),
         (["--extend"], "--extend is not in this version yet"),
         (["--data.train_split", "trian"], "did you mean train?"),
+        (["--data.decoded_cache", "s3://b/x"], "--data.decoded_cache s3://b/x: files are kept in a folder"),
+        (["--data.store.cache_dir", "s3://b/x"], "--data.store.cache_dir s3://b/x: files are kept in a fol"),
+        (["--data.unindexed_train", "pipe:touch /tmp/x"], "cannot read shards from pipe:touch /tmp/x: type"),
+        (["--data.unindexed_train", "/absent/{0..9}.tar"], "no shards at /absent: no such folder"),
+        (["--data.unindexed_train", f"{ROOT}/docs/x-{{0..9}}.tar"], f"{ROOT}/docs/x-0.tar is not there"),
+        (
+            ["--data.unindexed_train", f"{ROOT}/docs/"],
+            f"--data.unindexed_train {ROOT}/docs/: name the shards",
+        ),
     ],
 )
 def test_wrong_words_are_refused_with_2(
@@ -108,6 +117,51 @@ def test_relative_path_inside_a_ray_job_is_refused_with_the_form_to_type(
     result, line = refuse(capsys, "--shards", "data/shards")
     assert result["exit_code"] == 2
     assert '--shards "$(pwd)/data/shards"' in line
+
+
+@pytest.mark.parametrize("name", ["data.decoded_cache", "data.store.cache_dir", "data.unindexed_train"])
+def test_relative_setting_inside_a_ray_job_is_refused_with_the_form_to_type(
+    name: str, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    result, line = refuse(capsys, "--shards", str(shards), f"--{name}", "x/{0..9}.tar")
+    assert result["exit_code"] == 2
+    assert f'type --{name} "$(pwd)/x/{{0..9}}.tar"' in line
+
+
+def test_paths_of_settings_become_absolute_and_patterns_keep_their_braces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "--shards",
+        "data",
+        "--data.store.cache_dir",
+        "../c",
+        "--data.unindexed_train",
+        "y/x-{00..12}.tar",
+    ]
+    data = read_request(words).config.data
+    assert data.store.cache_dir == str(tmp_path.parent / "c")
+    assert data.unindexed_train == str(tmp_path / "y" / "x-{00..12}.tar")
+    assert read_request(["--shards", "data", "--data.decoded_cache", "d"]).config.data.decoded_cache == str(
+        tmp_path / "d"
+    )
+    remote = "s3://bucket/x-{00..12}.tar"
+    words = ["--shards", "data", "--data.unindexed_train", remote]
+    assert read_request(words).config.data.unindexed_train == remote
+
+
+def test_more_processes_than_this_machine_has_cpus_are_refused_before_ray(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    words = ["--workers", "1", "--data.loader_workers", "2", "--launch.use_gpu", "no"]
+    result, line = refuse(capsys, "--shards", str(shards), "--runs", str(tmp_path), *words)
+    assert result["exit_code"] == 2
+    assert "type --data.loader_workers 1" in line
 
 
 def test_relative_paths_elsewhere_are_of_the_working_directory(
