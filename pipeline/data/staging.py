@@ -45,7 +45,7 @@ def stage_shards(
     staged = Staged()
     if not is_address(root):
         return staged
-    store, begin_s = RemoteStore(root, config), time.time() - _CLOCKS_S
+    store, begin_s = RemoteStore(root, config, quiet=True), time.time() - _CLOCKS_S
 
     def bring(shard: ShardEntry) -> bool:
         return _bring(store, shard, begin_s)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,9 +19,11 @@ from pipeline.data.packing.shard_names import expand_braces
 from pipeline.data.packing.tar_index import IndexOptions, index_shards
 from pipeline.data.packing.tar_samples import MemberNames
 from pipeline.data.packing.verify import chosen_shards, verify_shards
-from pipeline.data.staging import stage_shards
+from pipeline.data.shard_table import ShardEntry
+from pipeline.data.staging import Staged, stage_shards
 from pipeline.data.store.address import is_address
-from pipeline.errors import ConfigError, ShardError, nearest
+from pipeline.data.store.cache import SPARED_BYTES, private_folder
+from pipeline.errors import ConfigError, ShardError, WorldStateError, nearest
 from pipeline.launch.command_line import parse_flags
 from pipeline.launch.job import Result, tell
 from pipeline.launch.paths import resolve_path
@@ -132,10 +137,33 @@ def stage(result: Result, argv: list[str]) -> None:
     shards = chosen_shards(load_manifest(root, config), flags.split, root)
     staged = stage_shards(root, shards, config)
     result |= asdict(staged)
+    if staged.left_out:
+        raise WorldStateError(_missing_room(shards, staged, config))
     _say(
         f"[done]  {staged.shards} of {len(shards)} shards of {root} are on this machine's disk"
         if is_address(root)
         else f"[done]  {root} is a folder: its shards are where they are"
+    )
+
+
+def _missing_room(shards: Sequence[ShardEntry], staged: Staged, config: StoreConfig) -> str:
+    """What did not fit, and what has to be larger for it: the disk, the bound, or both."""
+    folder = private_folder(config.cache_dir)
+    missing_bytes = sum(shard.bytes for shard in shards) - staged.bytes
+    kept_bytes = sum(path.stat().st_size for path in (folder / "shards").glob("*/*/*"))
+    free_bytes = max(shutil.disk_usage(folder).free - SPARED_BYTES, 0)
+    cures = []
+    if free_bytes < missing_bytes:
+        cures.append(
+            f"its disk is full ({free_bytes / 1e9:.2f} GB free beside the {SPARED_BYTES / 1e9:.2f} GB that "
+            "others need): make room, or type --cache-dir and a folder of a larger one"
+        )
+    if kept_bytes + missing_bytes > config.cache_gb * 1e9 or not cures:
+        needed_gb = math.ceil((kept_bytes + missing_bytes) * 1.05 / 1e7) / 100
+        cures.append(f"it may hold {config.cache_gb:g} GB: type --cache-gb {needed_gb:.2f}")
+    return (
+        f"no room in {folder} for {staged.left_out} of {len(shards)} shards, {missing_bytes / 1e9:.2f} GB; "
+        f"{'; '.join(cures)}"
     )
 
 

@@ -39,16 +39,19 @@ _MAX_OPEN = 128
 
 
 class ShardCache:
-    """The cache folder as one process sees it. Threads may share it."""
+    """The cache folder as one process sees it. Threads may share it.
 
-    def __init__(self, cache_dir: str, limit_bytes: int) -> None:
+    With `quiet` it is for the caller to tell of missing room.
+    """
+
+    def __init__(self, cache_dir: str, limit_bytes: int, *, quiet: bool = False) -> None:
         self.folder = private_folder(cache_dir)
         self._limit_bytes = limit_bytes
         self._files = OpenFiles(_MAX_OPEN)
         self._paths: dict[str, Path] = {}
         self._marked_s: dict[Path, float] = {}
         self._swept_s = time.monotonic()
-        self._warned = False
+        self._warned = quiet
         for name in ("locks", "shards"):
             (self.folder / name).mkdir(mode=0o700, exist_ok=True)
 

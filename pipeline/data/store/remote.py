@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 
 
 class RemoteStore:
-    """A Store over an address. May be shared by threads, not by forked processes."""
+    """A Store over an address. May be shared by threads, not by forked processes.
 
-    def __init__(self, root: str, config: StoreConfig) -> None:
+    With `quiet` nothing is logged of a cache without room: `bring` tells its caller.
+    """
+
+    def __init__(self, root: str, config: StoreConfig, *, quiet: bool = False) -> None:
         address = parse_address(root)
         self.root = root.rstrip("/")
         self._fetcher = Fetcher(open_transport(address, config), config.attempts)
-        self._cache = ShardCache(config.cache_dir, int(config.cache_gb * 1e9))
+        self._cache = ShardCache(config.cache_dir, int(config.cache_gb * 1e9), quiet=quiet)
         self._downloads = Downloads(self._cache, self._fetcher, config.downloads)
         self._staged: dict[str, ShardEntry] = {}
         self._closed = threading.Event()
