@@ -46,35 +46,40 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--root", default="", help="tree in Cityscapes' layout; the drawn mini city without")
     parser.add_argument("--pictures", type=int, default=12)
+    parser.add_argument("--quick", action="store_true", help="two pictures, once each: does it run at all")
     parser.add_argument("--json", help="write the rows there")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory(prefix="bench-codec-") as scratch:
-        make_pictures(arguments.root, Path(scratch, "made"), HEIGHT, WIDTH, arguments.pictures)
-        rows = list(measure(Path(scratch, "made", "plain")))
+        make_pictures(
+            arguments.root, Path(scratch, "made"), HEIGHT, WIDTH, 2 if arguments.quick else arguments.pictures
+        )
+        rows = list(measure(Path(scratch, "made", "plain"), repeats=1 if arguments.quick else 3))
     show(rows)
+    if arguments.quick:
+        print("A smoke run: it is too short for its figures to mean anything.")
     if arguments.json:
         write_report(arguments.json, "codec", rows, PACKAGES)
     return 0
 
 
-def measure(plain: Path) -> Iterator[dict[str, Any]]:
+def measure(plain: Path, repeats: int) -> Iterator[dict[str, Any]]:
     """One row for each way to decode."""
     labels = [path.read_bytes() for path in sorted(plain.glob("*.label.png"))]
     jpegs = [path.read_bytes() for path in sorted(plain.glob("*.jpg"))]
     pngs = [path.read_bytes() for path in sorted(plain.glob("*[0-9].png"))]
     striped, encode_s = zip(*(_encoded(decode_rgb(png, "image")) for png in pngs), strict=True)
     striped_labels, _ = zip(*(_encoded(decode_gray(label, "label")) for label in labels), strict=True)
-    yield _row("image", "PNG", "OpenCV", pngs, _opencv)
-    yield _row("image", "striped", "OpenCV", striped, _opencv)
-    yield _row("image", "striped", "crop", striped, striped_png.decode_region)
+    yield _row("image", "PNG", "OpenCV", pngs, _opencv, repeats)
+    yield _row("image", "striped", "OpenCV", striped, _opencv, repeats)
+    yield _row("image", "striped", "crop", striped, striped_png.decode_region, repeats)
     with mock.patch.object(striped_png, "fast_zlib", return_value=zlib):
-        yield _row("image", "striped", "crop, no isal", striped, striped_png.decode_region)
-    yield _row("image", "JPEG", "OpenCV", jpegs, _opencv)
+        yield _row("image", "striped", "crop, no isal", striped, striped_png.decode_region, repeats)
+    yield _row("image", "JPEG", "OpenCV", jpegs, _opencv, repeats)
     if jpeg_crop.decode_region(jpegs[0], slice(0, 64), slice(0, 64)) is not None:
-        yield _row("image", "JPEG", "crop", jpegs, jpeg_crop.decode_region)
-    yield _row("label", "PNG", "OpenCV", labels, _opencv)
-    yield _row("label", "striped", "crop", striped_labels, striped_png.decode_region)
+        yield _row("image", "JPEG", "crop", jpegs, jpeg_crop.decode_region, repeats)
+    yield _row("label", "PNG", "OpenCV", labels, _opencv, repeats)
+    yield _row("label", "striped", "crop", striped_labels, striped_png.decode_region, repeats)
     Console().print(f"encoding a striped image took {1e3 * statistics.mean(encode_s):.0f} ms")
 
 
@@ -91,7 +96,9 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     Console().print(table)
 
 
-def _row(what: str, codec: str, by: str, files: Sequence[bytes], decode: Decode) -> dict[str, Any]:
+def _row(
+    what: str, codec: str, by: str, files: Sequence[bytes], decode: Decode, repeats: int
+) -> dict[str, Any]:
     generator, times = np.random.default_rng(0), []
     for data in files:
         for scale in SCALES:
@@ -99,7 +106,7 @@ def _row(what: str, codec: str, by: str, files: Sequence[bytes], decode: Decode)
                 _span(extent, crop / scale, generator.random())
                 for extent, crop in zip((HEIGHT, WIDTH), CROP, strict=True)
             )
-            times.append(min(_cpu_s(decode, data, rows, columns) for _ in range(3)))
+            times.append(min(_cpu_s(decode, data, rows, columns) for _ in range(repeats)))
     crop_ms = 1e3 * statistics.mean(times)
     return {
         "what": what,

@@ -66,8 +66,11 @@ def main() -> int:
     parser.add_argument("--latency-ms", type=float, default=20.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--modes", nargs="+", choices=("ranges", "loader"), default=["ranges", "loader"])
+    parser.add_argument("--quick", action="store_true", help="64 samples, once: does it run at all")
     parser.add_argument("--json", help="write the rows there")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.samples, arguments.repeats = 64, 1
     with tempfile.TemporaryDirectory() as folder:
         served = make_shards(Path(folder), arguments.samples)
         with serving("s3", served) as upstream:
@@ -76,6 +79,8 @@ def main() -> int:
                 for mode in arguments.modes
             ]
     show(rows, arguments)
+    if arguments.quick:
+        print("A smoke run: it is too short for its figures to mean anything.")
     if arguments.json:
         write_report(arguments.json, "remote_store", rows, PACKAGES, {"arguments": vars(arguments)})
     return 0

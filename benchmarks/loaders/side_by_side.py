@@ -71,9 +71,7 @@ def prepare(contenders: Sequence[Contender], task: Task, root: str, pictures: in
         make_pictures(root, Path(task.data), task.height, task.width, pictures)
     tasks = [one.task(task) for one in contenders]
     missing = [its_task for its_task in tasks if not its_task.packed.exists()]
-    with ThreadPoolExecutor(2) as pool:
-        for _ in pool.map(partial(run, "write"), missing):
-            pass
+    side_by_side("write", missing)
 
 
 def measure(contenders: Sequence[Contender], task: Task, repeats: int) -> Iterator[dict[str, Any]]:
@@ -101,8 +99,17 @@ def limit_ms(task: Task) -> float:
 
     Cores share caches, memory and often more; a limit of one busy core would be out of reach.
     """
+    return mean(float(result["cpu_ms"]) for result in side_by_side("limit", [task] * WORKERS))
+
+
+def side_by_side(action: str, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """What fresh processes measured, a worker's number of them at a time; none is begun after an error."""
     with ThreadPoolExecutor(WORKERS) as pool:
-        return mean(float(result["cpu_ms"]) for result in pool.map(partial(run, "limit"), [task] * WORKERS))
+        try:
+            return list(pool.map(partial(run, action), tasks))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def row(

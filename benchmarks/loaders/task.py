@@ -48,7 +48,7 @@ class Task:
 
     def shortened(self) -> Task:
         """A smoke run of it."""
-        return replace(self, warm_up=2 * self.batch, samples=8 * self.batch)
+        return replace(self, warm_up=self.batch, samples=2 * self.batch)
 
     def lengthened(self, batches: int) -> Task:
         """The same over that many batches."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -88,3 +91,26 @@ def test_the_lock_of_the_peers_pins_each_once_and_repeats_none_of_the_main_lock(
     names = {line.partition("==")[0] for line in main}
     assert peers
     assert all("==" in line and line.partition("==")[0] not in names for line in peers)
+
+
+def test_a_benchmark_that_is_told_to_end_leaves_no_folder_and_no_process(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "loader.py"), "--quick"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as benchmark:
+        for line in benchmark.stdout:
+            if line.startswith("making"):
+                break
+        while not (children := psutil.Process(benchmark.pid).children(recursive=True)):
+            assert benchmark.poll() is None
+        benchmark.send_signal(signal.SIGTERM)
+        benchmark.communicate(timeout=30)
+    assert benchmark.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+    assert not any(child.is_running() for child in children)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
+def test_every_benchmark_has_a_smoke_run(name):
+    assert '"--quick"' in (BENCHMARKS / f"{name}.py").read_text()
