@@ -52,6 +52,7 @@ def refuse(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[Result, str]
         (["--extend"], "--extend is not in this version yet"),
         (["--data.train_split", "trian"], "did you mean train?"),
         (["--data.decoded_cache", "s3://b/x"], "--data.decoded_cache s3://b/x: files are kept in a folder"),
+        (["--data.decoded_cache", f"{ROOT}/README.md/x"], f"{ROOT}/README.md is a file; type a folder"),
         (["--data.store.cache_dir", "s3://b/x"], "--data.store.cache_dir s3://b/x: files are kept in a fol"),
         (["--data.unindexed_train", "pipe:touch /tmp/x"], "cannot read shards from pipe:touch /tmp/x: type"),
         (["--data.unindexed_train", "/absent/{0..9}.tar"], "no shards at /absent: no such folder"),
