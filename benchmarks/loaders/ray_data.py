@@ -13,7 +13,7 @@ from loaders.task import WORKERS, Batch, Task
 
 from_memory = crop_first.from_memory
 write = webdataset_tars.write
-_COPIES = 64
+_COPIES = 512
 """Times that the data set holds each tar: the border of an epoch is not what is measured."""
 
 
