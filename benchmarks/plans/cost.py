@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -103,8 +104,6 @@ def _entries(shards: int) -> Iterator[ShardEntry]:
 
 
 def _in_child(folder: str) -> dict[str, Any]:
-    import subprocess  # noqa: PLC0415 - the writer of the manifest alone needs it
-
     code = f"import json; from plans.cost import opened; print(json.dumps(opened({folder!r})))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout)

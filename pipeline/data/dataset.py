@@ -7,8 +7,6 @@ offset, never a wrong picture. Threads may share a data set; each takes a reader
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 
 from pipeline.config import StoreConfig
@@ -23,7 +21,6 @@ from pipeline.errors import ShardError, nearest
 
 _PROBES = 32
 """Indexes that are read before a run."""
-_AUDIT_BYTES = 2**24
 _DEFAULTS = StoreConfig()
 
 
@@ -81,20 +78,6 @@ class ShardDataset:
             self._store.size(index_name(shards[at].name))
         for at in few:
             load_index(self._store, shards[at])
-
-    def audit(self) -> None:
-        """Raises ShardError for the first shard whose bytes are not the manifest's sha256; reads them all."""
-        for shard in self.split.shards:
-            self._refuse_other_size(shard)
-            load_index(self._store, shard)
-            digest = hashlib.sha256()
-            for offset in range(0, shard.bytes, _AUDIT_BYTES):
-                digest.update(self._store.read(shard.name, offset, min(_AUDIT_BYTES, shard.bytes - offset)))
-            if digest.hexdigest() != shard.sha256:
-                raise ShardError(
-                    f"{self.root}/{shard.name} is not the shard that the manifest lists (sha256 differs); "
-                    "copy the shard again or pack again"
-                )
 
     def _refuse_other_size(self, shard: ShardEntry) -> None:
         size = self._store.size(shard.name)

@@ -139,6 +139,14 @@ class ClassTable:
             )
 
 
+def foreign_train_ids(label_HW: NDArray[np.uint8], num_classes: int) -> list[int]:
+    """The ids in a label that are neither one of the classes nor 255, ascending."""
+    # 255 wraps to 0, so one maximum tells a sound label, which costs far less than listing its ids.
+    if int((label_HW + np.uint8(1)).max()) <= num_classes:
+        return []
+    return [i for i in np.unique(label_HW).tolist() if num_classes <= i < IGNORE]
+
+
 def _look_up(plane_HW: NDArray[Any], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
     _require_plane(plane_HW)
     if plane_HW.size == 0:  # cv2.LUT refuses empty pictures

@@ -21,7 +21,7 @@ from pipeline.data.decode import place
 from pipeline.data.decoded_cache import DecodedCache
 from pipeline.data.encoded_picture import EncodedPicture, ReadMember
 from pipeline.data.index import Member, SampleEntry
-from pipeline.data.labels import IGNORE
+from pipeline.data.labels import foreign_train_ids
 from pipeline.data.shard_table import ShardEntry
 from pipeline.data.store import Store
 from pipeline.errors import SampleError, ShardError
@@ -171,10 +171,7 @@ def _at_once(read: ReadMember, member: Member) -> ReadMember:
 
 def _refuse_foreign_ids(label_hw: NDArray[np.uint8], num_classes: int, where: str) -> None:
     """Raises SampleError for a train id that is neither a class nor 255."""
-    # 255 wraps to 0, so one maximum finds every such id. One that passed would surface as an assertion
-    # inside a CUDA kernel.
-    if int((label_hw + np.uint8(1)).max()) > num_classes:
-        ids = [i for i in np.unique(label_hw).tolist() if num_classes <= i < IGNORE]
+    if ids := foreign_train_ids(label_hw, num_classes):  # inside a CUDA kernel they would be an assertion
         raise SampleError(
             f"{where}: train ids {ids} are outside the manifest's {num_classes} classes; pack again"
         )

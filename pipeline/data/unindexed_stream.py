@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.decode import decode_gray, decode_rgb
-from pipeline.data.labels import IGNORE
+from pipeline.data.labels import foreign_train_ids
 from pipeline.data.packing.shard_names import expand_braces
 from pipeline.data.packing.tar_samples import HARMLESS, MemberNames
 from pipeline.data.store import Store
@@ -150,9 +150,7 @@ class DecodedSample:
         self.height, self.width = self._label_HW.shape
         if self._image_HW3.shape[:2] != self._label_HW.shape:
             raise SampleError(f"{where.format('image')} and its label differ in size")
-        # 255 wraps to 0, so one maximum finds every id that is no class and not ignored.
-        if int((self._label_HW + np.uint8(1)).max()) > num_classes:
-            ids = [i for i in np.unique(self._label_HW).tolist() if num_classes <= i < IGNORE]
+        if ids := foreign_train_ids(self._label_HW, num_classes):
             raise SampleError(f"{where.format('label')}: train ids {ids} are outside {num_classes} classes")
 
     def image_region(self, rows: slice, columns: slice) -> NDArray[np.uint8]:

@@ -13,11 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 from pipeline.data.decode import Header, decode_gray, read_header, refuse_broken_png
 from pipeline.data.index import Member, SampleEntry, index_text
-from pipeline.data.labels import IGNORE, ClassTable
+from pipeline.data.labels import IGNORE, ClassTable, foreign_train_ids
 from pipeline.data.manifest import MANIFEST_NAME, Manifest, Split, make_manifest, manifest_text
 from pipeline.data.packing.output import open_output, write_whole
 from pipeline.data.packing.parallel import MapTasks
@@ -132,8 +130,7 @@ def _entry(stream: TarStream, sample: TarSample, classes: ClassTable) -> SampleE
         label_HW = decode_gray(sample.label.data, where[1])
     except DatasetError as error:
         raise ShardError(str(error)) from error
-    foreign = [i for i in np.unique(label_HW).tolist() if classes.num_classes <= i < IGNORE]
-    if foreign:
+    if foreign := foreign_train_ids(label_HW, classes.num_classes):
         raise ShardError(
             f"{where[1]} has the ids {foreign}, which are no train ids of {classes.num_classes} classes; "
             "pack the source with jobs/pack_folder.py to have ids converted"

@@ -10,11 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
-
 from pipeline.data.decode import decode_image, decode_label, place
 from pipeline.data.index import Member, SampleEntry, load_index
-from pipeline.data.labels import IGNORE
+from pipeline.data.labels import foreign_train_ids
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.packing.parallel import MapTasks
 from pipeline.data.packing.tar_stream import TarStream, originals
@@ -139,8 +137,7 @@ class _Audit:
         except ShardError as error:
             self.problems.append(str(error))
             return
-        foreign = [i for i in np.unique(label_HW).tolist() if self.num_classes <= i < IGNORE]
-        if foreign:
+        if foreign := foreign_train_ids(label_HW, self.num_classes):
             self.problems.append(
                 f"{place(where, entry, member)}: train ids {foreign} are outside the manifest's "
                 f"{self.num_classes} classes"
