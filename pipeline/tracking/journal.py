@@ -114,7 +114,7 @@ class Journal:
                 while left.nbytes:
                     left = left[self._file.write(left) :]
             except OSError:
-                self._file.truncate(begin)  # half a line of a full disk
+                self._file.seek(self._file.truncate(begin))  # half a line of a full disk
                 raise
             if isinstance(record, Event) and record.name == COMMIT:
                 os.fsync(self._file.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.train.checkpoint import COMMIT, by_score, list_committed
@@ -18,9 +19,10 @@ def superfluous(run_dir: Path, keep_last: int) -> list[Path]:
 
 
 def remove(folder: Path) -> None:
-    """Remove a checkpoint; it loses its COMMIT first, so that it is never half there."""
-    (folder / COMMIT).unlink()
-    shutil.rmtree(folder)
+    """Remove a checkpoint; it loses its COMMIT first, so that it is never half there. Raises OSError."""
+    with suppress(FileNotFoundError):  # a later attempt was faster
+        (folder / COMMIT).unlink()
+        shutil.rmtree(folder)
 
 
 def set_aside_newer(run_dir: Path, folder: Path | None) -> None:

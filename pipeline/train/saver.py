@@ -44,6 +44,8 @@ class Saver:
         self._jobs: list[Future[None]] = []
         self._problem: BaseException | None = None
         self._told = False
+        if restored and context.world.is_main:  # what an attempt that was killed did not get to
+            self._submit(partial(self._prune, step_of(restored)))
 
     @property
     def failed(self) -> bool:
@@ -152,6 +154,7 @@ class Saver:
             attach_score(folder, score)
         except OSError as error:
             raise _refused(folder, error) from error
+        self._prune(step_of(folder))  # it may have a new best beside it
 
 
 def _refused(folder: Path, error: OSError) -> WorldStateError:
