@@ -27,9 +27,10 @@ def cross_entropy_sum(logits_BKhw: Tensor, label_BHW: Tensor, ohem_share: float)
     images share a device. Here each image keeps a share of its own labelled pixels.
     """
     logits_BKHW = F.interpolate(logits_BKhw, size=label_BHW.shape[1:], mode="bilinear", align_corners=False)
-    if ohem_share == 1.0:
-        return F.cross_entropy(logits_BKHW, label_BHW.long(), ignore_index=IGNORE, reduction="sum")
+    # Summed by itself: on CUDA torch's own sum is one of atomics, in any order.
     loss_BHW = F.cross_entropy(logits_BKHW, label_BHW.long(), ignore_index=IGNORE, reduction="none")
+    if ohem_share == 1.0:
+        return loss_BHW.sum()
     return hardest_sum(loss_BHW, label_BHW, ohem_share)
 
 
