@@ -119,6 +119,14 @@ RULES = (
         "unindexed shards are streamed as they lie", "index the shards with python jobs/shards.py index",
     ),
     Rule(
+        lambda config: config.train.determinism != "elastic", _of("train", "virtual_shards"),
+        "virtual shards are of elastic determinism alone", "take --train.determinism elastic",
+    ),
+    Rule(
+        lambda config: config.train.determinism == "elastic", _of("train", "accumulation"),
+        "elastic determinism has a micro-batch for each virtual shard", "take --train.virtual_shards instead",
+    ),
+    Rule(
         lambda config: config.optim.warmup_steps >= config.train.steps, _of("optim", "warmup_steps"),
         "a warm-up of {config.optim.warmup_steps} steps never ends within {config.train.steps}",
         "take fewer of them than --train.steps",

@@ -38,6 +38,13 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow."""
 
+    def __post_init__(self) -> None:
+        require(
+            not self.data.unindexed_train or self.train.determinism == "off",
+            f"train.determinism {self.train.determinism} needs an order of samples, which unindexed shards "
+            "have not; index them with python jobs/shards.py index, or take --train.determinism off",
+        )
+
 
 WITHOUT_NUMBERS = (
     "launch.", "tracking.", "data.store.", "data.decoded_cache", "data.loader_workers", "data.prefetch",

@@ -10,7 +10,10 @@ from pipeline.config.check import require
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """How the cluster is used. Nothing here changes a number."""
+    """How the cluster is used. Nothing here changes a number.
+
+    But for its last bits: those depend on `threads_per_worker` on CPUs. `train.determinism` sees to it.
+    """
 
     use_gpu: Literal["auto", "yes", "no"] = "auto"
     """One GPU a worker; `auto` where the cluster has as many GPUs as workers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,6 +58,12 @@ class TrainConfig:
     """Samples an optimizer step, over all ranks and accumulated micro-batches."""
     accumulation: int = 1
     """Micro-batches an optimizer step on each rank."""
+    determinism: Literal["off", "exact", "elastic"] = "off"
+    """`exact`: a stopped and resumed run is bit for bit the undisturbed one, with as many ranks as before;
+    `elastic`: with any number of ranks that divides `virtual_shards`, which may change at a resume."""
+    virtual_shards: int = 8
+    """Equal parts of the global batch, each a micro-batch with BatchNorm statistics of its own, that
+    `elastic` deals to the ranks: the most ranks it can have. They take the place of `accumulation`."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the autocast; `auto` takes bfloat16 where the hardware multiplies it."""
     compile: bool = False
@@ -86,7 +93,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "steps", "batch_global", "accumulation", "metrics_every", "evaluate_every",
+            "steps", "batch_global", "accumulation", "virtual_shards", "metrics_every", "evaluate_every",
             "checkpoint_every", "keep_last", "eval_batch_per_rank",
         ):  # fmt: skip
             value = getattr(self, name)
@@ -99,16 +106,42 @@ class TrainConfig:
             f"train.profile_steps {self.profile_steps} come after ten steps, train.steps is {self.steps}; "
             f"try --train.steps {self.profile_steps + 10}",
         )
+        if self.determinism == "elastic":
+            self._check_elastic()
         require(0.0 <= self.ema_decay < 1.0, f"train.ema_decay must be in [0, 1), got {self.ema_decay}")
         require(self.log_every_s >= 0.0, f"train.log_every_s must be at least 0, got {self.log_every_s}")
 
+    def _check_elastic(self) -> None:
+        require(
+            self.batch_global % self.virtual_shards == 0,
+            f"train.batch_global {self.batch_global} does not divide by {self.virtual_shards} virtual "
+            f"shards; try --train.virtual_shards {math.gcd(self.batch_global, self.virtual_shards)}",
+        )
+        require(
+            not self.sync_batch_norm,
+            "train.determinism elastic has BatchNorm statistics of each virtual shard, "
+            "train.sync_batch_norm of all ranks; try --train.sync_batch_norm false",
+        )
+
+    def micro_batches_per_rank(self, world_size: int) -> int:
+        """Micro-batches a rank takes in an optimizer step; raises ConfigError where that is not whole."""
+        if self.determinism != "elastic":
+            return self.accumulation
+        divisors = [size for size in range(1, self.virtual_shards + 1) if self.virtual_shards % size == 0]
+        require(
+            world_size in divisors,
+            f"train.virtual_shards {self.virtual_shards} do not divide by {world_size} workers; take "
+            f"{', '.join(map(str, divisors))} of them",
+        )
+        return self.virtual_shards // world_size
+
     def micro_batch_per_rank(self, world_size: int) -> int:
         """Samples a rank takes in one micro-batch; raises ConfigError where that is not whole."""
-        parts = world_size * self.accumulation
+        parts = world_size * self.micro_batches_per_rank(world_size)
         require(
             self.batch_global % parts == 0,
             f"train.batch_global {self.batch_global} does not divide by {world_size} workers x "
-            f"{self.accumulation} accumulated micro-batches; try --train.batch_global "
+            f"{parts // world_size} accumulated micro-batches; try --train.batch_global "
             f"{max(1, round(self.batch_global / parts)) * parts}",
         )
         return self.batch_global // parts

@@ -38,17 +38,20 @@ class EvalSample:
 class EvalLoader:
     """A rank's contiguous slice of a split, once: slices are uneven, never padded or repeated.
 
-    The lengths of all ranks' loaders sum to len(dataset); a rank may have none.
+    The lengths of all ranks' loaders sum to len(dataset); a rank may have none. No slice begins inside a
+    `group` of so many samples, counted from the first: which go through a network together then depends on
+    no number of ranks.
     """
 
     def __init__(
-        self, dataset: ShardDataset, input_height: int, input_width: int, world: World, workers: int = 0
-    ) -> None:
+        self, dataset: ShardDataset, input_height: int, input_width: int, world: World, workers: int = 0,
+        *, group: int = 1,
+    ) -> None:  # fmt: skip
         self._dataset, self._workers = dataset, workers
         self._height, self._width = input_height, input_width
-        self._indexes = range(
-            len(dataset) * world.rank // world.size, len(dataset) * (world.rank + 1) // world.size
-        )
+        num_groups = -(-len(dataset) // group)
+        begin, end = (group * (num_groups * rank // world.size) for rank in (world.rank, world.rank + 1))
+        self._indexes = range(min(begin, len(dataset)), min(end, len(dataset)))
         cv2.setNumThreads(0)  # its own pool would compete with these threads for the cores
 
     def __len__(self) -> int:

@@ -88,7 +88,8 @@ class _Filling:
 class TrainLoader:
     """One rank's training batches.
 
-    A step takes `micro_batches` of them: the order of samples depends on what all ranks read in a step.
+    A step takes `micro_batches` of them, and what all ranks read in a step is parted into equally many for
+    each rank: part p of P holds the same samples whether P is 8 ranks with one or 2 ranks with four of them.
     Damaged samples go to the `quarantine`; without one, they are errors.
     """
 
@@ -98,7 +99,7 @@ class TrainLoader:
     ) -> None:  # fmt: skip
         assert batch_per_rank >= 1, batch_per_rank
         self._dataset, self._config, self._quarantine = dataset, config, quarantine
-        self._world, self._batch_per_rank = world, batch_per_rank
+        self._world, self._batch_per_rank, self._micro_batches = world, batch_per_rank, micro_batches
         self._setup = Setup(dataset.root, dataset.classes.num_classes, config, seed, batch_per_rank)
         batch_global = world.size * batch_per_rank * micro_batches
         streams = fit_streams(config.streams, len(dataset), config.block, batch_global)
@@ -107,10 +108,11 @@ class TrainLoader:
         cv2.setNumThreads(0)  # its own pool would compete with workers and training threads for the cores
 
     def batches(self, position: int) -> Generator[Batch, None, None]:
-        """Endless batches from a position: micro-batch m is this rank's part of the B·W at position + m·B·W.
+        """Endless batches from a position at which a step begins.
 
-        Closing the generator ends its workers. Raises, at the sample's turn, what refuses a sample, and
-        WorldStateError where workers cannot be kept alive.
+        Of a step of W ranks with M micro-batches of B samples, micro-batch m is part rank·M + m of the B·M·W
+        positions. Closing the generator ends its workers. Raises, at the sample's turn, what refuses a
+        sample, and WorldStateError where workers cannot be kept alive.
         """
         workers = self._config.loader_workers
         ahead = max(1, self._config.prefetch * workers)
@@ -173,13 +175,16 @@ class TrainLoader:
 
     def _rows(self, position: int) -> Iterator[Row]:
         """The samples of this rank, without end."""
-        batch_global = self._world.size * self._batch_per_rank
-        together = -(-_LOOKUP // self._batch_per_rank)
+        world, num = self._world, self._micro_batches
+        parts = [World(world.rank * num + micro, world.size * num) for micro in range(num)]
+        batch_global = world.size * num * self._batch_per_rank
+        together = -(-_LOOKUP // (num * self._batch_per_rank))
         for begin in count(position, batch_global * together):
             starts = range(begin, begin + batch_global * together, batch_global)
             positions = np.concatenate([
-                rank_positions(start, self._world, self._batch_per_rank, self._plan.num_streams)
+                rank_positions(start, part, self._batch_per_rank, self._plan.num_streams)
                 for start in starts
+                for part in parts
             ])  # fmt: skip
             samples = self._plan.at(positions)[:, 1:].tolist()
             for here, (shard, sample) in zip(positions.tolist(), samples, strict=True):

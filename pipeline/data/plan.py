@@ -49,6 +49,7 @@ def rank_positions(start: int, world: World, samples_per_rank: int, streams: int
     Ordered by stream, then by turn, the batch is cut into equal parts, and rank r takes part r: so a
     rank, and hence a node, keeps to its own streams, and no two nodes read the same shards. All ranks
     together have the batch, each position once, whatever their number; one rank alone has its range.
+    Where ranks take several micro-batches in a step, each of those counts as a rank here.
     """
     return start + _offsets(start % streams, world.rank, world.size, samples_per_rank, streams)
 

@@ -51,9 +51,12 @@ def plan_workers(typed: int | None, config: Config, room: Room) -> Workers:
 
 
 def _largest_divisor(config: Config, most: int) -> int:
-    """The largest number up to `most`, and at least 1, by which a micro-batch of all ranks divides."""
-    micro_batch_global = config.train.batch_global // config.train.accumulation
-    return next((n for n in range(most, 1, -1) if micro_batch_global % n == 0), 1)
+    """The largest number up to `most`, and at least 1, that parts the batch evenly."""
+    train = config.train
+    parts = train.batch_global // train.accumulation
+    if train.determinism == "elastic":
+        parts = train.virtual_shards
+    return next((n for n in range(most, 1, -1) if parts % n == 0), 1)
 
 
 def _cure(config: Config, room: Room, *, use_gpu: bool) -> str:

@@ -46,7 +46,9 @@ class _Normalize(torch.autograd.Function):
         normal_BCHW, inverse_std_C, total = ctx.saved_tensors
         dims = (0, 2, 3)
         sums = torch.cat([grad_BCHW.sum(dims), (grad_BCHW * normal_BCHW).sum(dims)])
-        dist.all_reduce(sums)
+        parts = [torch.empty_like(sums) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, sums)
+        sums = torch.stack(parts).sum(0)  # not all_reduce, whose order is not ours
         mean_grad_C, mean_product_C = (sums / total).chunk(2)
         centred = grad_BCHW - mean_grad_C[:, None, None] - normal_BCHW * mean_product_C[:, None, None]
         return centred * inverse_std_C[:, None, None], None
@@ -74,17 +76,25 @@ class AllRankBatchNorm(nn.BatchNorm2d):
         return narrowed
 
 
-def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model with every BatchNorm2d taking its statistics over all ranks; values are kept."""
-    if device.type == "cuda":
+def synchronize_batch_norm(model: nn.Module, device: torch.device, fixed_order: bool = False) -> nn.Module:
+    """The model with every BatchNorm2d taking its statistics over all ranks; values are kept.
+
+    With `fixed_order` not by the fused kernel, which leaves the order of its sums to NCCL.
+    """
+    if device.type == "cuda" and not fixed_order:
         synchronized: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return synchronized
+    return replace_batch_norm(model, AllRankBatchNorm)
+
+
+def replace_batch_norm(model: nn.Module, kind: type[nn.BatchNorm2d]) -> nn.Module:
+    """The model with a layer of that kind, of the same values, in the place of every BatchNorm2d."""
     for name, child in model.named_children():
         if type(child) is nn.BatchNorm2d:
-            replacement = AllRankBatchNorm(child.num_features, child.eps, child.momentum)
+            replacement = kind(child.num_features, child.eps, child.momentum)
             replacement.to(child.weight.device, child.weight.dtype)
             replacement.load_state_dict(child.state_dict())
             setattr(model, name, replacement)
         else:
-            synchronize_batch_norm(child, device)
+            replace_batch_norm(child, kind)
     return model

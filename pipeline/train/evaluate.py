@@ -1,8 +1,9 @@
 """Evaluation that counts every validation image exactly once, however many ranks there are.
 
-Each rank takes a contiguous slice, never padded or repeated; one reduction of the confusion matrix
-and of the number of images at the end, which must equal the data set's. Everything runs in float32,
-so `evaluate.py` on the written model gives the same numbers.
+Each rank takes a contiguous slice of whole batches, never padded or repeated, so that a picture's
+neighbours in a batch, and the last bits of its logits, are the same on any number of ranks. One reduction
+of the confusion matrix and of the number of images at the end, which must equal the data set's.
+Everything runs in float32, so `evaluate.py` on the written model gives the same numbers.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def evaluate(
     them. The model is left in the mode (train or eval) that it came in.
     """
     num_classes = dataset.classes.num_classes
-    loader = EvalLoader(dataset, *input_size, world, loader_workers)
+    loader = EvalLoader(dataset, *input_size, world, loader_workers, group=batch_size)
     was_training = model.training
     model.eval()
     confusion_KK = np.zeros((num_classes, num_classes), np.int64)

@@ -57,6 +57,7 @@ def fit(config: Config, shards: str, run_dir: Path, context: RunContext) -> FitR
         run = assemble(config, shards, run_dir, context)
         state, total = run.state, config.train.steps
         context.event("start", state.step, world_size=context.world.size, position=state.position)
+        num_micro_batches = config.train.micro_batches_per_rank(context.world.size)
         profiler = StepProfiler(config.train.profile_steps, state.step, run_dir / "trace", context.world)
         late = LateNumbers(torch.zeros(2))
         stopping = False
@@ -66,7 +67,7 @@ def fit(config: Config, shards: str, run_dir: Path, context: RunContext) -> FitR
         while state.step < total and not stopping:
             with context.phase("data"):
                 begin_s = time.perf_counter()
-                micro_batches = [next(batches) for _ in range(config.train.accumulation)]
+                micro_batches = [next(batches) for _ in range(num_micro_batches)]
                 run.progress.waited(time.perf_counter() - begin_s)
             with context.phase("step"):
                 on_device = [to_device(batch, run.device) for batch in micro_batches]

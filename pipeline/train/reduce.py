@@ -73,16 +73,20 @@ class StockDdp:
         (loss * self._world_size).backward()
 
 
-def build_reduction(model: nn.Module, world: World, device: torch.device) -> GradientReduction:
-    """Stock DDP where there are several ranks."""
-    return StockDdp(model, world, device) if world.size > 1 else SingleProcess(model)
-
-
 def all_reduce_sum(values: Tensor, world: World) -> Tensor:
-    """The sum over ranks, in place."""
+    """The sum over ranks, in place, in any order: for whole numbers, whose sums are exact (to 2^53)."""
     if world.size > 1:
         dist.all_reduce(values)
     return values
+
+
+def gather_rows(rows: Tensor, world: World) -> Tensor:
+    """The rows of all ranks, equally many of each, in the order of ranks. A collective."""
+    if world.size == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world.size)]
+    dist.all_gather(parts, rows)
+    return torch.cat(parts)
 
 
 @torch.no_grad()

@@ -27,13 +27,20 @@ from pipeline.train.checkpoint import Score
 from pipeline.train.checkpoint_folder import Content
 from pipeline.train.compile import compile_network
 from pipeline.train.context import RunContext
+from pipeline.train.determinism import (
+    build_reduction,
+    refuse_other_surroundings,
+    settle_kernels,
+    surroundings,
+)
 from pipeline.train.model_card import ModelCard
 from pipeline.train.optim import Ema, build_optimizer, optimizer_tensors, restore_optimizer
 from pipeline.train.pretrained import start_from_weights
 from pipeline.train.progress import Progress
-from pipeline.train.reduce import broadcast_object, build_reduction
+from pipeline.train.reduce import broadcast_object
 from pipeline.train.retention import remove_uncommitted, set_aside_newer
 from pipeline.train.saver import Saver
+from pipeline.train.shard_batch_norm import take_shard_statistics
 from pipeline.train.state import TrainState
 from pipeline.train.step import StepRunner
 from pipeline.world import World
@@ -86,9 +93,9 @@ def assemble(config: Config, shards: str, run_dir: Path, context: RunContext) ->
     keep_freed_memory()  # activations on the CPU above all
     world = context.world
     device = pick_device(config.launch.use_gpu, world)
+    settle_kernels(config.train, config.launch.threads_per_worker)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True  # crops and pictures come in few sizes
     training = ShardDataset.open(shards, config.data.listed_split, config.data.store)
     validation = ShardDataset.open(shards, config.data.val_split, config.data.store)
     limit = quarantine_limit(config.data, len(training))
@@ -104,7 +111,7 @@ def assemble(config: Config, shards: str, run_dir: Path, context: RunContext) ->
     state = _restore(config, folder, world, model, ema, optimizer, loader)
     if config.train.compile:
         compile_network(model, config, world, device)
-    reduction = build_reduction(model, world, device)
+    reduction = build_reduction(model, config.train, world, device)
     runner = StepRunner(
         model, optimizer, reduction,
         class_names=training.classes.names, config=config, world=world, device=device,
@@ -122,6 +129,7 @@ def _build_loader(
     config: Config, training: ShardDataset, quarantine: Quarantine, world: World, device: torch.device
 ) -> TrainLoader | UnindexedLoader:
     batch_per_rank = config.train.micro_batch_per_rank(world.size)
+    num_micro_batches = config.train.micro_batches_per_rank(world.size)
     on_device = config.data.colour == "device" or (config.data.colour == "auto" and device.type == "cuda")
     data = replace(config.data, colour="device" if on_device else "loader")
     if config.data.unindexed_train:
@@ -131,15 +139,18 @@ def _build_loader(
         )  # fmt: skip
     return TrainLoader(
         training, data, config.train.seed, world, batch_per_rank,
-        micro_batches=config.train.accumulation, quarantine=quarantine,
+        micro_batches=num_micro_batches, quarantine=quarantine,
     )  # fmt: skip
 
 
 def _build_model(config: Config, num_classes: int, world: World, device: torch.device) -> Segmenter:
     torch.manual_seed(config.train.seed)
     model = build_segmenter(config.model, num_classes)
-    if config.train.sync_batch_norm and world.size > 1:
-        synchronize_batch_norm(model, device)
+    determinism = config.train.determinism
+    if determinism == "elastic":
+        take_shard_statistics(model)
+    elif config.train.sync_batch_norm and world.size > 1:
+        synchronize_batch_norm(model, device, fixed_order=determinism == "exact")
     channels_last(model)
     return model.to(device)
 
@@ -170,6 +181,7 @@ def _restore(
     found = checkpoint.read_checkpoint(folder)
     recorded = found.state
     TrainLoader.refuse_other_order(recorded["order"], loader.order())
+    refuse_other_surroundings(recorded["surroundings"], surroundings(config, world, model.mean_3.device))
     try:
         model.load_state_dict(checkpoint.read_tensors(folder, checkpoint.WEIGHTS))
         if ema:
@@ -231,6 +243,7 @@ def _state(run: Run) -> dict[str, object]:
         "config": to_dict(run.config),
         "config_hash": config_hash(run.config),
         "world_size": run.context.world.size,
+        "surroundings": surroundings(run.config, run.context.world, run.device),
         "attempt": run.context.attempt,
         "quarantined": listed(run.run_dir),
         "versions": {

@@ -24,8 +24,9 @@ from pipeline.model.segmenter import Segmenter
 from pipeline.train import metrics
 from pipeline.train.colour import change_colours
 from pipeline.train.optim import learning_rate, set_learning_rate
-from pipeline.train.reduce import GradientReduction, all_reduce_sum
+from pipeline.train.reduce import GradientReduction, all_reduce_sum, gather_rows
 from pipeline.train.scene_curves import SceneCurves
+from pipeline.train.summation_tree import sum_leaves
 from pipeline.world import World
 
 
@@ -38,7 +39,7 @@ class MicroBatch:
     label_BHW: Tensor
     """Train ids, uint8, 255 ignored."""
     position: int
-    """First of this rank's positions: seeds the dropout."""
+    """First of its positions, which no other micro-batch has: seeds the dropout."""
 
 
 class LateNumbers:
@@ -124,7 +125,8 @@ class StepRunner:
         self._model, self._optimizer, self._reduction = model, optimizer, reduction
         self._num_classes, self._world, self._device = len(class_names), world, device
         self._head, self._optim, self._train = config.model.head, config.optim, config.train
-        self._terms = torch.zeros(len(LossTerms._fields), device=device, dtype=torch.float64)
+        # A row for each micro-batch: `summary` adds up those of all ranks in an order of its own.
+        self._terms_MT = torch.zeros(1, len(LossTerms._fields), device=device, dtype=torch.float64)
         self._grad_norm = torch.zeros((), device=device, dtype=torch.float64)
         self._num_non_finite = torch.zeros((), device=device, dtype=torch.float64)
         self._scenes = SceneCurves(class_names, device)
@@ -154,7 +156,8 @@ class StepRunner:
         """Do optimizer step `step` (0-based) on this rank's micro-batches of the global batch."""
         set_learning_rate(self._optimizer, learning_rate(self._optim, step, self._train.steps))
         self._optimizer.zero_grad(set_to_none=True)
-        terms = torch.zeros_like(self._terms)
+        self._scenes.forget()
+        terms = []
         for index, micro in enumerate(micro_batches):
             self._seed_dropout(micro.position)
             with self._reduction.micro_batch(last=index == len(micro_batches) - 1):
@@ -162,27 +165,29 @@ class StepRunner:
                     output = self._reduction.module(micro.image_B3HW, micro.label_BHW)
                 losses = segmentation_losses(output, micro.label_BHW, denominators, self._head)
                 self._reduction.backward(losses.total)
-            terms += torch.stack([term.detach().double() for term in losses])
+            terms.append(torch.stack([term.detach().double() for term in losses]))
             self._scenes.keep(output)
         parameters = [p for p in self._model.parameters() if p.grad is not None]
         norm = self._gradient_norm(parameters)
         self._optimizer.step()
-        self._terms, self._grad_norm = terms, norm.double()
-        self._num_non_finite += (~(terms[0].isfinite() & norm.isfinite())).double()
+        self._terms_MT, self._grad_norm = torch.stack(terms), norm.double()
+        self._num_non_finite += (~(self._terms_MT[:, 0].sum().isfinite() & norm.isfinite())).double()
 
     def summary(self, wait_share: float) -> dict[str, float]:
         """The curves' values at the latest step, over the global batch. A collective.
 
         `wait_share` is this rank's share of the time since the last summary spent on waiting for
         data; the mean over ranks is returned. Under `NON_FINITE` is how many steps of the attempt had
-        a loss or gradient that was not finite, plus one for each rank whose weights are not. The ACCM's
-        numbers are of each rank's last micro-batch.
+        a loss or gradient that was not finite, plus one for each rank whose weights are not. Sums over
+        micro-batches and ranks are taken by a tree over all of them.
         """
         weights = nn.utils.get_total_norm([p.detach() for p in self._model.parameters()])
         num_broken = self._num_non_finite + (~weights.isfinite()).double()
-        mine = torch.tensor([wait_share / self._world.size], dtype=torch.float64, device=self._device)
-        shared = torch.cat([self._terms, num_broken.reshape(1), mine, self._scenes.sums()])
-        summed = all_reduce_sum(shared, self._world).tolist()
+        num_micro_batches = len(self._terms_MT)
+        mine_M2 = self._terms_MT.new_zeros(num_micro_batches, 2)
+        mine_M2[0, 0], mine_M2[0, 1] = num_broken, wait_share / self._world.size
+        rows = torch.cat([self._terms_MT, mine_M2, self._scenes.sums(num_micro_batches)], dim=1)
+        summed = sum_leaves(gather_rows(rows, self._world)).tolist()
         always = len(LossTerms._fields) + 2
         *terms, non_finite, wait = summed[:always]
         rate = self._optimizer.param_groups[0]["lr"] / self._optimizer.param_groups[0]["multiplier"]
@@ -202,6 +207,6 @@ class StepRunner:
         return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     def _seed_dropout(self, position: int) -> None:
-        """Make dropout a function of (seed, position, rank): no generator to checkpoint."""
-        sequence = np.random.SeedSequence([self._train.seed, position, self._world.rank])
+        """Make dropout a function of (seed, position): no generator to checkpoint, no rank that decides."""
+        sequence = np.random.SeedSequence([self._train.seed, position])
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))

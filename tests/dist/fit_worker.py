@@ -1,6 +1,7 @@
-"""One rank of a run of `fit()` that notes every sample it trains on.
+"""One rank of attempts at `fit()`, one after the other, that notes every sample it trains on.
 
-argv: JSON with rank, size, shards, run_dir, settings, stop_step (or null), attempt, log.
+argv: JSON with rank, size, store, and for each of `attempts` shards, run_dir, settings, stop_step (or null),
+attempt, group_bytes and the folder of its logs.
 """
 
 import json
@@ -14,7 +15,7 @@ import torch.distributed as dist
 
 from pipeline.recipes import recipe
 from pipeline.settings import with_settings
-from pipeline.train import step
+from pipeline.train import fixed_order, loop, step
 from pipeline.train.loop import fit
 from pipeline.train.step import StepRunner
 from pipeline.world import World
@@ -54,37 +55,50 @@ class NotingContext:
         self.recorded.append(["table", step, key, [list(row) for row in rows]])
 
 
-def main() -> None:
-    case = json.loads(sys.argv[1])
-    torch.set_num_threads(1)
-    world = World(case["rank"], case["size"], case["rank"], case["size"])
-    if world.size > 1:
-        store = f"file://{case['run_dir']}/store-{case['attempt']}"
-        dist.init_process_group("gloo", init_method=store, rank=world.rank, world_size=world.size)
-    consumed: list[int] = []
-    original_step = StepRunner.step
-    original_to_device = step.to_device
+class Consumed:
+    """The positions of the steps that were done, noted by the loop's own calls."""
 
-    def noting_step(self, micro_batches, denominators, step_index):
-        original_step(self, micro_batches, denominators, step_index)
-        consumed.extend(pending)
-        pending.clear()
+    def __init__(self) -> None:
+        self.positions: list[int] = []
+        self._pending: list[int] = []
+        self._step, self._to_device = StepRunner.step, step.to_device
 
-    pending: list[int] = []
+    def watch(self) -> None:
+        def noting_step(runner, micro_batches, denominators, step_index):
+            self._step(runner, micro_batches, denominators, step_index)
+            self.positions += self._pending
+            self._pending.clear()
 
-    def noting_to_device(batch, device):
-        pending.extend(batch.positions)
-        return original_to_device(batch, device)
+        def noting_to_device(batch, device):
+            self._pending += batch.positions
+            return self._to_device(batch, device)
 
-    from pipeline.train import loop
+        StepRunner.step = noting_step
+        loop.to_device = noting_to_device
 
-    StepRunner.step = noting_step
-    loop.to_device = noting_to_device
-    context = NotingContext(world, case["attempt"], case["stop_step"])
+
+def run(case: dict, world: World) -> None:
+    consumed = Consumed()
+    consumed.watch()
+    stop_step = case["stop_step"] if world.rank == world.size - 1 else None
+    context = NotingContext(world, case["attempt"], stop_step)
     config = with_settings(recipe("laptop"), case["settings"] | {"launch.use_gpu": "no"})
+    fixed_order.GROUP_BYTES = case["group_bytes"]
     result = fit(config, case["shards"], Path(case["run_dir"]), context)
-    out = {"result": asdict(result), "consumed": consumed, "recorded": context.recorded}
-    Path(case["log"]).write_text(json.dumps(out))
+    out = {"result": asdict(result), "consumed": consumed.positions, "recorded": context.recorded}
+    Path(case["logs"], f"{case['attempt']}-{world.rank}.json").write_text(json.dumps(out))
+    StepRunner.step, loop.to_device = consumed._step, consumed._to_device
+
+
+def main() -> None:
+    told = json.loads(sys.argv[1])
+    torch.set_num_threads(1)
+    world = World(told["rank"], told["size"], told["rank"], told["size"])
+    if world.size > 1:
+        store = f"file://{told['store']}"
+        dist.init_process_group("gloo", init_method=store, rank=world.rank, world_size=world.size)
+    for case in told["attempts"]:
+        run(case, world)
     if world.size > 1:
         dist.barrier()
         dist.destroy_process_group()

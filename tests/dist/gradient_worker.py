@@ -13,10 +13,11 @@ import torch.distributed as dist
 from pipeline.config import BackboneConfig, Config, HeadConfig, ModelConfig, OptimConfig, TrainConfig
 from pipeline.data.dataset import ShardDataset
 from pipeline.model.segmenter import build_segmenter
+from pipeline.train import fixed_order
 from pipeline.train.batch_norm import synchronize_batch_norm
+from pipeline.train.determinism import build_reduction
 from pipeline.train.evaluate import evaluate
 from pipeline.train.optim import build_optimizer
-from pipeline.train.reduce import build_reduction
 from pipeline.train.step import MicroBatch, StepRunner
 from pipeline.world import World
 
@@ -45,7 +46,10 @@ def run_case(case: dict, world: World) -> dict:
     config = Config(
         model=ModelConfig(BackboneConfig(depth=10, base_width=8), head),
         optim=OptimConfig(name="sgd", lr=0.1, momentum=0.0, weight_decay=0.0, min_lr=0.0),
-        train=TrainConfig(batch_global=GLOBAL_BATCH, accumulation=ACCUMULATION, precision="float32"),
+        train=TrainConfig(
+            batch_global=GLOBAL_BATCH, accumulation=ACCUMULATION, precision="float32",
+            determinism=case.get("determinism", "off"),
+        ),
     )
     torch.manual_seed(3)
     model = build_segmenter(config.model, NUM_CLASSES)
@@ -56,7 +60,7 @@ def run_case(case: dict, world: World) -> dict:
     if size > 1:
         synchronize_batch_norm(model, device)
     runner = StepRunner(
-        model, build_optimizer(config.optim, model), build_reduction(model, world, device),
+        model, build_optimizer(config.optim, model), build_reduction(model, config.train, world, device),
         class_names=[f"class {k}" for k in range(NUM_CLASSES)], config=config, world=world, device=device,
     )  # fmt: skip
     image, label = global_batch(case)
@@ -83,6 +87,7 @@ def main() -> None:
             "gloo", init_method=f"file://{folder}/store{size}", rank=rank, world_size=size
         )
     cases = json.loads(sys.argv[4])
+    fixed_order.GROUP_BYTES = 2**14  # or all gradients of so small a network would travel together
     results = {name: run_case(case, World(rank, size, rank, size)) for name, case in cases.items()}
     torch.manual_seed(11)
     untrained = build_segmenter(ModelConfig(BackboneConfig(depth=18, base_width=8), HeadConfig(dim=8)), 19)

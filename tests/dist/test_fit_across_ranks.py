@@ -1,9 +1,5 @@
 """`fit()` in real processes: nothing lost or repeated over stops and world sizes; evaluation is exact."""
 
-import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,9 +7,8 @@ import pytest
 import torch
 
 from pipeline.train import checkpoint
+from tests.fit_attempts import Attempt, run_attempts
 
-WORKER = Path(__file__).with_name("fit_worker.py")
-ROOT = Path(__file__).parents[2]
 TRAIN_IMAGES, VAL_IMAGES = 13, 5
 SETTINGS = {
     "data.input_height": 48, "data.input_width": 64, "data.crop_height": 32, "data.crop_width": 32,
@@ -27,18 +22,8 @@ def run_attempt(
     shards: str, run_dir: Path, size: int, attempt: str, stop_step: int | None = None, **more
 ) -> list:
     """What each rank reports of one attempt."""
-    run_dir.mkdir(exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ranks, logs = [], []
-    for rank in range(size):
-        logs.append(run_dir / f"{attempt}-{rank}.json")
-        case = {
-            "rank": rank, "size": size, "shards": shards, "run_dir": str(run_dir), "settings": SETTINGS | more,
-            "stop_step": stop_step if rank == size - 1 else None, "attempt": attempt, "log": str(logs[-1]),
-        }  # fmt: skip
-        ranks.append(subprocess.Popen([sys.executable, WORKER, json.dumps(case)], env=environment))
-    assert [rank.wait(timeout=240) for rank in ranks] == [0] * size
-    return [json.loads(log.read_text()) for log in logs]
+    (reports,) = run_attempts(shards, size, [Attempt(run_dir, attempt, SETTINGS | more, stop_step)])
+    return reports
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,9 @@ HEADS = {
 """Together every value of every setting that changes what is computed from the whole batch."""
 
 
+CASES = {name: {"head": head} for name, head in HEADS.items()} | {
+    "ccs, summed in a fixed order": {"head": HEADS["ccs"], "determinism": "exact"}
+}
 WORLD_SIZES = (2, 3)
 
 
@@ -84,10 +87,10 @@ def run_ranks(size: int, folder: Path, cases: dict, shards: str) -> dict:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, shards) -> dict[int, dict]:
-    """By world size, by case: (head, world size that the labels are hard for)."""
+    """By world size, by case: one of `CASES`, and the world size that the labels are hard for."""
     folder = tmp_path_factory.mktemp("ranks")
     cases = {
-        size: {f"{name}-{size}": {"head": head, "ignored_modulus": size} for name, head in HEADS.items()}
+        size: {f"{name}-{size}": case | {"ignored_modulus": size} for name, case in CASES.items()}
         for size in WORLD_SIZES
     }
     every = {name: case for group in cases.values() for name, case in group.items()}
@@ -104,7 +107,7 @@ def test_evaluation_on_several_ranks_counts_what_one_rank_counts(results, world_
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", CASES)
 def test_ranks_together_compute_what_one_rank_computes(results, head, world_size):
     # Accumulation 2, SyncBatchNorm, unequal valid counts, one rank all 255, a class on one rank only.
     one, many = results[1][f"{head}-{world_size}"], results[world_size][f"{head}-{world_size}"]

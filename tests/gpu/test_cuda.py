@@ -102,6 +102,28 @@ def test_batch_norm_over_ranks_is_torchs_fused_one():
     assert kinds == {torch.nn.SyncBatchNorm}
 
 
+@pytest.mark.parametrize("mode", ["exact", "elastic"])
+@pytest.mark.parametrize("kind", ["ccs", "plain", "ocr", "deeplabv3plus"])
+def test_determinism_finds_a_kernel_for_every_operator_and_the_same_bits_twice(
+    shards, tmp_path, surroundings, mode, kind
+):
+    settings = {
+        "data.input_height": 48, "data.input_width": 64, "data.crop_height": 32, "data.crop_width": 32,
+        "model.backbone.base_width": 8, "model.head.dim": 16, "model.head.kind": kind, "train.steps": 4,
+        "model.head.ohem_share": 0.5, "model.head.lambda_balanced": 0.5, "train.batch_global": 8,
+        "train.virtual_shards": 4, "train.determinism": mode, "train.pictures": 0, "launch.use_gpu": "yes",
+    }  # fmt: skip
+    config = with_settings(recipe("laptop"), settings)
+    found = []
+    for run in ("one", "two"):
+        fit(config, shards, tmp_path / run, surroundings())
+        folder = checkpoint.newest_checkpoint(tmp_path / run)
+        names = (checkpoint.WEIGHTS, checkpoint.OPTIMIZER)
+        found.append({f"{n} {k}": v for n in names for k, v in checkpoint.read_tensors(folder, n).items()})
+    one, two = found
+    assert [key for key in one if not torch.equal(one[key], two[key])] == []
+
+
 def test_fit_trains_stops_and_goes_on(shards, tmp_path, surroundings):
     settings = {
         "data.input_height": 48, "data.input_width": 64, "data.crop_height": 32, "data.crop_width": 32,

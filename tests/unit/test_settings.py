@@ -67,6 +67,34 @@ def test_a_recorded_config_that_lacks_settings_is_refused():
         from_dict(values)
 
 
+def test_virtual_shards_are_dealt_to_any_world_that_divides_them():
+    train = TrainConfig(batch_global=24, determinism="elastic", virtual_shards=12, accumulation=5)
+    for world in (1, 2, 3, 4, 6, 12):
+        assert train.micro_batches_per_rank(world) * world == 12
+        assert train.micro_batch_per_rank(world) == 2
+    for world in (5, 8, 24):
+        with pytest.raises(ConfigError, match=f"12 do not divide by {world} workers; take 1, 2, 3, 4, 6, 12"):
+            train.micro_batch_per_rank(world)
+    for mode in ("off", "exact"):
+        assert TrainConfig(determinism=mode, accumulation=5).micro_batches_per_rank(3) == 5
+
+
+def test_what_contradicts_elastic_is_refused():
+    with pytest.raises(ConfigError, match=r"try --train\.sync_batch_norm false"):
+        TrainConfig(determinism="elastic", sync_batch_norm=True)
+    with pytest.raises(
+        ConfigError, match=r"12 does not divide by 8 virtual shards; try --train\.virtual_shards 4"
+    ):
+        TrainConfig(determinism="elastic", batch_global=12)
+    TrainConfig(determinism="exact", sync_batch_norm=True, batch_global=12)
+
+
+@pytest.mark.parametrize("mode", ["exact", "elastic"])
+def test_shards_without_an_order_promise_no_bits(mode):
+    with pytest.raises(ConfigError, match=r"unindexed shards have not; index them with"):
+        with_settings(recipe("laptop"), {"data.unindexed_train": "/s/*.tar", "train.determinism": mode})
+
+
 def test_a_global_batch_that_does_not_divide_names_one_that_does():
     assert TrainConfig(batch_global=12, accumulation=2).micro_batch_per_rank(3) == 2
     with pytest.raises(ConfigError, match=r"--train\.batch_global 9"):

@@ -31,6 +31,16 @@ def test_results_keep_their_order_and_never_run_further_ahead_than_asked():
     assert taken + list(results) == [item * item for item in range(100)]
 
 
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
+def test_a_picture_has_the_same_neighbours_in_its_batch_on_any_number_of_ranks(packed, size, group):
+    dataset = ShardDataset.open(packed, "val")
+    slices = [EvalLoader(dataset, 8, 8, World(rank, size), group=group)._indexes for rank in range(size)]
+    batches = [list(part[i : i + group]) for part in slices for i in range(0, len(part), group)]
+    indexes = list(range(len(dataset)))
+    assert batches == [indexes[i : i + group] for i in range(0, len(indexes), group)]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
 def test_evaluation_sees_each_sample_once_however_many_ranks(packed, size, workers):

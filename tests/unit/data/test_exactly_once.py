@@ -54,9 +54,10 @@ def config(streams: int, block: int, workers: int = 0) -> DataConfig:
     )  # fmt: skip
 
 
-def read(dataset: ShardDataset, how: DataConfig, world: World, batch: int, position: int, batches: int):
+def read(dataset: ShardDataset, how: DataConfig, world: World, batch: int, position: int, batches: int, *,
+         micro_batches: int = 1):  # fmt: skip
     """(position, key, pixels) of each sample, after a check of the batches' size."""
-    made = TrainLoader(dataset, how, SEED, world, batch).batches(position)
+    made = TrainLoader(dataset, how, SEED, world, batch, micro_batches=micro_batches).batches(position)
     samples = []
     for got in islice(made, batches):
         assert got.image_BHW3.shape == (batch, 16, 24, 3)
@@ -69,19 +70,22 @@ def read(dataset: ShardDataset, how: DataConfig, world: World, batch: int, posit
 
 
 def chain(dataset: ShardDataset, how, batch_global: int, start: int, legs) -> list:
-    """What all ranks of each leg read, one leg after the other: legs are (world size, steps, workers)."""
+    """What all ranks of each leg read, one leg after the other.
+
+    Legs are (world size, micro-batches, steps, workers).
+    """
     position, samples = start, []
-    for size, steps, workers in legs:
+    for size, micro, steps, workers in legs:
         for rank in range(size):
-            samples += read(dataset, config(*how, workers), World(rank, size), batch_global // size,
-                            position, steps)  # fmt: skip
+            samples += read(dataset, config(*how, workers), World(rank, size), batch_global // (size * micro),
+                            position, steps * micro, micro_batches=micro)  # fmt: skip
         position += steps * batch_global
     return samples
 
 
 def check(dataset: ShardDataset, how, batch_global: int, start: int, legs) -> None:
     samples = chain(dataset, how, batch_global, start, legs)
-    num_batches = sum(steps for _, steps, _ in legs)
+    num_batches = sum(steps for _, _, steps, _ in legs)
     end = start + num_batches * batch_global
     assert sorted(position for position, *_ in samples) == list(range(start, end))
     for epoch in range(-(-start // SAMPLES), end // SAMPLES):  # the whole ones
@@ -95,9 +99,13 @@ def check(dataset: ShardDataset, how, batch_global: int, start: int, legs) -> No
 
 
 def legs_of(batch_global: int, workers: st.SearchStrategy[int], most: int, legs: int):
-    """Worlds that part the batch equally; accumulation is more batches before a stop may come."""
+    """Worlds and accumulated micro-batches that part the batch equally."""
     sizes = [size for size in range(1, most + 1) if batch_global % size == 0]
-    return st.lists(st.tuples(st.sampled_from(sizes), st.integers(1, 3), workers), min_size=1, max_size=legs)
+    parts = [
+        (size, n) for size in sizes for n in range(1, batch_global + 1) if batch_global % (size * n) == 0
+    ]
+    leg = st.tuples(st.sampled_from(parts), st.integers(1, 3), workers).map(lambda leg: (*leg[0], *leg[1:]))
+    return st.lists(leg, min_size=1, max_size=legs)
 
 
 HOW = st.tuples(st.integers(1, 6), st.integers(1, 6))
@@ -122,4 +130,4 @@ def test_every_sample_comes_once_an_epoch_with_workers_that_change_at_resumes(
 
 
 def test_batches_that_do_not_fit_the_streams_lose_nothing(dataset):
-    check(dataset, (5, 1), 7, 3, [(7, 4, 0), (1, 2, 1), (7, 3, 0)])
+    check(dataset, (5, 1), 7, 3, [(7, 1, 4, 0), (1, 7, 2, 1), (7, 1, 3, 0)])

@@ -162,6 +162,30 @@ def test_order_is_json_and_refuses_another(packed):
         TrainLoader.refuse_other_order({k: v for k, v in order.items() if k != "split"}, order)
 
 
+def test_a_part_of_a_step_is_the_same_whoever_reads_it(packed):
+    dataset = ShardDataset.open(packed, "train")
+
+    def parts(size: int, steps: int) -> list:
+        """The positions of the 12 parts of each step, dealt to `size` ranks."""
+        micro, by_rank = 12 // size, []
+        for rank in range(size):
+            made = TrainLoader(dataset, CONFIG, SEED, World(rank, size), 2, micro_batches=micro)
+            by_rank.append([batch.positions for batch in take(made, 5, steps * micro)])
+        return [
+            positions
+            for s in range(steps)
+            for read in by_rank
+            for positions in read[s * micro : (s + 1) * micro]
+        ]
+
+    alone = parts(1, 2)
+    assert [parts(size, 2) for size in (2, 3, 4, 6, 12)] == [alone] * 5
+    assert len(set(alone)) == 24
+    for step in (alone[:12], alone[12:]):
+        ranks = [rank_positions(min(min(step)), World(part, 12), 2, CONFIG.streams) for part in range(12)]
+        assert step == [tuple(positions) for positions in map(np.ndarray.tolist, ranks)]
+
+
 def test_the_order_depends_on_what_a_step_reads_and_not_on_how_it_is_parted(packed):
     dataset = ShardDataset.open(packed, "train")
     config = dataclasses.replace(CONFIG, streams=6, block=1)

@@ -26,6 +26,8 @@ def config(**settings: object) -> Config:
         (None, {"train__batch_global": 8}, Room(16, 6), Workers(4, 1, use_gpu=True)),
         (None, {"train__batch_global": 8}, Room(16, 16), Workers(8, 1, use_gpu=True)),
         (None, {"train__batch_global": 6, "train__accumulation": 2}, Room(8, 4), Workers(3, 1, use_gpu=True)),
+        (None, {"train__determinism": "elastic"}, Room(64, 7), Workers(4, 1, use_gpu=True)),
+        (None, {"train__determinism": "elastic"}, Room(64, 16), Workers(8, 1, use_gpu=True)),
         (None, {"train__batch_global": 5}, Room(8, 0), Workers(1, 1, use_gpu=False)),
         (2, {"launch__use_gpu": "no"}, Room(16, 4), Workers(2, 1, use_gpu=False)),
     ],
@@ -55,6 +57,7 @@ def test_workers_are_the_typed_number_or_what_the_cluster_offers(
         (None, {"launch__use_gpu": "yes"}, Room(64, 0), "0 GPUs; type --launch.use_gpu no"),
         (0, {}, Room(2, 0), "--workers must be at least 1"),
         (3, {}, Room(4, 0), "try --train.batch_global 15"),
+        (3, {"train__determinism": "elastic"}, Room(4, 0), "8 do not divide by 3 workers; take 1, 2, 4, 8"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_number_that_does(

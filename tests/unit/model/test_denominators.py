@@ -53,6 +53,23 @@ def test_counts_of_parts_add_up_to_those_of_the_whole(share):
     assert torch.equal(parts, count(label, 2, share).packed())
 
 
+def test_counts_are_whole_numbers_whose_sums_are_the_same_bits_in_any_order():
+    generator = torch.Generator().manual_seed(0)
+    parts = [count(make_label(5)[i : i + 1], 2, 0.3).packed() for i in range(5)]
+    assert all(torch.equal(part, part.round()) for part in parts)
+    # As many pixels as a global batch of 4096 pictures of 2048x1024 has.
+    parts += list(torch.randint(0, 2**33, (60, 4 + CLASSES), generator=generator).double())
+    sums = []
+    for _ in range(20):
+        order = torch.randperm(len(parts), generator=generator).tolist()
+        total = torch.zeros_like(parts[0])
+        for index in order:
+            total = total + parts[index]
+        sums.append(total)
+    assert sums[0].max() < 2**53
+    assert all(torch.equal(total, sums[0]) for total in sums)
+
+
 def test_packing_is_undone_by_unpacking():
     found = count(make_label(2))
     packed = found.packed()

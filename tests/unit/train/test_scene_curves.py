@@ -1,4 +1,4 @@
-"""The ACCM's numbers on their way to the curves: of the newest micro-batch, summed over ranks."""
+"""The ACCM's numbers on their way to the curves: of the newest step, summed over micro-batches and ranks."""
 
 import pytest
 import torch
@@ -36,11 +36,16 @@ def output(images: int, seed: int, gate: float) -> SegmenterOutput:
     )
 
 
-def test_sums_of_two_ranks_give_the_means_over_the_images_of_both():
-    one, two = SceneCurves(NAMES, CPU), SceneCurves(NAMES, CPU)
-    one.keep(output(1, 0, gate=0.2))
-    two.keep(output(3, 1, gate=0.6))
-    values = one.values((one.sums() + two.sums()).tolist())
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sums_of_micro_batches_and_ranks_give_the_means_over_the_images_of_all(ranks):
+    curves = [SceneCurves(NAMES, CPU) for _ in range(ranks)]
+    curves[0].keep(output(1, 5, gate=0.9))  # of a step before
+    curves[0].forget()
+    curves[0].keep(output(1, 0, gate=0.2))
+    curves[-1].keep(output(3, 1, gate=0.6))
+    sums = torch.cat([rank.sums(2 // ranks) for rank in curves])
+    assert len(sums) == 2
+    values = curves[0].values(sums.sum(0).tolist())
     for name in NAMES:
         assert values[f"accm/gate/{name}"] == pytest.approx((0.2 + 3 * 0.6) / 4)
     parts = [scene_numbers(*output(*args)[3:6]) for args in ((1, 0, 0.2), (3, 1, 0.6))]
@@ -51,11 +56,12 @@ def test_sums_of_two_ranks_give_the_means_over_the_images_of_both():
 def test_what_is_kept_is_small_and_is_not_changed_by_the_optimizer():
     curves, seen = SceneCurves(NAMES, CPU), output(2, 0, gate=0.5)
     curves.keep(seen)
-    before = curves.sums()
+    before = curves.sums(1)
     with torch.no_grad():
         seen.global_KD.add_(1.0)
-    assert torch.equal(curves.sums(), before)
-    held = [*curves._seen[:2], *curves._seen[2]]
+    assert torch.equal(curves.sums(1), before)
+    ((centers, global_, scene),) = curves._seen
+    held = [centers, global_, *scene]
     assert sum(t.untyped_storage().nbytes() for t in held) < 1000
     assert not any(t.requires_grad for t in held)
 
@@ -72,15 +78,15 @@ def test_neither_keeping_nor_summing_waits_for_the_device():
     curves, seen = SceneCurves(NAMES, CPU), output(2, 0, gate=0.5)
     with NothingIsReadBack():
         curves.keep(seen)
-        sums = curves.sums()
+        sums = curves.sums(1)
         with pytest.raises(AssertionError):
-            float(sums[0])
+            float(sums[0, 0])
 
 
 def test_a_head_without_scenes_has_no_such_curves():
     curves = SceneCurves(NAMES, CPU)
     curves.keep(output(1, 0, 0.5)._replace(scene=None))
-    assert curves.sums().shape == (0,)
+    assert curves.sums(3).shape == (3, 0)
     assert curves.values([]) == {}
 
 
