@@ -12,7 +12,7 @@ from pipeline.data.loader import Batch
 from pipeline.model.segmenter import build_segmenter, channels_last
 from pipeline.recipes import recipe
 from pipeline.settings import with_settings
-from pipeline.train import metrics
+from pipeline.train import checkpoint, metrics
 from pipeline.train.batch_norm import synchronize_batch_norm
 from pipeline.train.colour import change_colours
 from pipeline.train.loop import fit
