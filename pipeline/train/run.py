@@ -29,6 +29,7 @@ from pipeline.train.optim import Ema, build_optimizer
 from pipeline.train.pretrained import start_from_weights
 from pipeline.train.progress import Progress
 from pipeline.train.reduce import broadcast_object, build_reduction
+from pipeline.train.skipped import SkippedSteps
 from pipeline.train.state import TrainState
 from pipeline.train.step import StepRunner
 from pipeline.world import World
@@ -51,6 +52,7 @@ class Run:
     validation: ShardDataset
     state: TrainState
     progress: Progress
+    skipped: SkippedSteps
 
     @property
     def evaluated_model(self) -> Segmenter:
@@ -95,6 +97,9 @@ def assemble(config: Config, shards: str, run_dir: Path, context: RunContext) ->
         ema = Ema(model, averaged, config.train.ema_decay)
     optimizer = build_optimizer(config.optim, model)
     state = _restore(config, run_dir, world, model, ema, optimizer, loader)
+    skipped = SkippedSteps(config, context)
+    if skipped.too_many(state):  # and run again as it was
+        raise skipped.error(state)
     if config.train.compile:
         compile_network(model, config, world, device)
     reduction = build_reduction(model, world, device)
@@ -107,7 +112,7 @@ def assemble(config: Config, shards: str, run_dir: Path, context: RunContext) ->
     progress.header(run_dir.name, training, num_parameters, context.tracking, device.type)
     return Run(
         config, run_dir, context, device, model, ema, optimizer, runner, loader, quarantine, validation,
-        state, progress,
+        state, progress, skipped,
     )  # fmt: skip
 
 

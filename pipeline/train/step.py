@@ -23,6 +23,7 @@ from pipeline.model.losses import LossTerms, segmentation_losses
 from pipeline.model.segmenter import Segmenter
 from pipeline.train import metrics
 from pipeline.train.colour import change_colours
+from pipeline.train.finite import UpdateGate
 from pipeline.train.optim import learning_rate, set_learning_rate
 from pipeline.train.reduce import GradientReduction, all_reduce_sum
 from pipeline.train.scene_curves import SceneCurves
@@ -54,11 +55,11 @@ class LateNumbers:
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
-    def read(self) -> list[int]:
+    def read(self) -> list[float]:
         """The numbers; waits for the copy alone."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return [int(number) for number in self._host.tolist()]
+        return [float(number) for number in self._host.tolist()]
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,9 @@ class StepRunner:
         self._head, self._optim, self._train = config.model.head, config.optim, config.train
         self._terms = torch.zeros(len(LossTerms._fields), device=device, dtype=torch.float64)
         self._grad_norm = torch.zeros((), device=device, dtype=torch.float64)
-        self._num_non_finite = torch.zeros((), device=device, dtype=torch.float64)
         self._scenes = SceneCurves(class_names, device)
+        self.gate = UpdateGate(model, optimizer, world, device)
+        """Knows whether the newest update happened."""
 
     def agree(
         self, micro_batches: Sequence[MicroBatch], stop_requested: bool, num_quarantined: int = 0
@@ -151,9 +153,13 @@ class StepRunner:
         )
 
     def step(self, micro_batches: Sequence[MicroBatch], denominators: Denominators, step: int) -> None:
-        """Do optimizer step `step` (0-based) on this rank's micro-batches of the global batch."""
+        """Do optimizer step `step` (0-based) on this rank's micro-batches of the global batch.
+
+        Where it turns out not to be finite it changes nothing, on all ranks alike.
+        """
         set_learning_rate(self._optimizer, learning_rate(self._optim, step, self._train.steps))
         self._optimizer.zero_grad(set_to_none=True)
+        self.gate.begin()
         terms = torch.zeros_like(self._terms)
         for index, micro in enumerate(micro_batches):
             self._seed_dropout(micro.position)
@@ -166,32 +172,30 @@ class StepRunner:
             self._scenes.keep(output)
         parameters = [p for p in self._model.parameters() if p.grad is not None]
         norm = self._gradient_norm(parameters)
-        self._optimizer.step()
+        self.gate.finish(terms[0], norm)
         self._terms, self._grad_norm = terms, norm.double()
-        self._num_non_finite += (~(terms[0].isfinite() & norm.isfinite())).double()
 
     def summary(self, wait_share: float) -> dict[str, float]:
         """The curves' values at the latest step, over the global batch. A collective.
 
         `wait_share` is this rank's share of the time since the last summary spent on waiting for
-        data; the mean over ranks is returned. Under `NON_FINITE` is how many steps of the attempt had
-        a loss or gradient that was not finite, plus one for each rank whose weights are not. The ACCM's
-        numbers are of each rank's last micro-batch.
+        data; the mean over ranks is returned. Under `BROKEN_RANKS` is how many ranks have weights that
+        are not finite. The ACCM's numbers are of each rank's last micro-batch.
         """
         weights = nn.utils.get_total_norm([p.detach() for p in self._model.parameters()])
-        num_broken = self._num_non_finite + (~weights.isfinite()).double()
+        broken = (~weights.isfinite()).double()
         mine = torch.tensor([wait_share / self._world.size], dtype=torch.float64, device=self._device)
-        shared = torch.cat([self._terms, num_broken.reshape(1), mine, self._scenes.sums()])
+        shared = torch.cat([self._terms, broken.reshape(1), mine, self._scenes.sums()])
         summed = all_reduce_sum(shared, self._world).tolist()
         always = len(LossTerms._fields) + 2
-        *terms, non_finite, wait = summed[:always]
+        *terms, num_broken, wait = summed[:always]
         rate = self._optimizer.param_groups[0]["lr"] / self._optimizer.param_groups[0]["multiplier"]
         return {
             **dict(zip(metrics.LOSS_TERMS, terms, strict=True)),
             metrics.GRADIENT_NORM: float(self._grad_norm),
             metrics.LEARNING_RATE: rate,
             metrics.DATA_WAIT_SHARE: wait,
-            metrics.NON_FINITE: non_finite,
+            metrics.BROKEN_RANKS: num_broken,
             **self._scenes.values(summed[always:]),
         }
 
