@@ -126,7 +126,7 @@ def block(run: Run, batches: Iterator[Batch], steps: int) -> None:
         run.runner.step(on_device, agreement.denominators, run.state.step)
         run.state.advance(run.config.train.batch_global)
         if run.ema:
-            run.ema.update(run.model, run.state.step)
+            run.ema.update(run.model, run.state.step, run.runner.gate.skipped)
     if run.device.type == "cuda":
         torch.cuda.synchronize()
 

@@ -79,6 +79,7 @@ class Pipeline:
         self._state = TrainState()
         self._progress = Progress(self.config, World(), self._state)
         self._late = LateNumbers(torch.zeros(2))
+        self._outcome = LateNumbers(torch.zeros(3))
 
     def step(self) -> None:
         """One turn of the loop."""
@@ -90,14 +91,16 @@ class Pipeline:
         self._runner.step(on_device, agreement.denominators, self._state.step)
         self._state.advance(self.config.train.batch_global)
         self._late.read()
-        self._late = agreement.late
+        skipped, *_ = self._outcome.read()
+        assert not skipped, "a step of the benchmark has no finite loss"
+        self._late, self._outcome = agreement.late, LateNumbers(self._runner.gate.outcome)
         if self._state.step % self.config.train.metrics_every == 0:
             self._record()
 
     def _record(self) -> None:
         window = self._progress.window(LoaderUsage())
         values = self._runner.summary(window.share) | window.values()
-        assert values.pop(metrics.NON_FINITE) == 0, "a step of the benchmark has no finite loss"
+        assert values.pop(metrics.BROKEN_RANKS) == 0, "the weights are not finite"
         values[metrics.QUARANTINED] = 0.0
         values[metrics.SAMPLES_PER_S] = self._progress.samples_per_s(self._state)
         self._progress.step_line(self._state, values, window.bottleneck)

@@ -48,6 +48,6 @@ class Config:
 
 WITHOUT_NUMBERS = (
     "launch.", "tracking.", "data.store.", "data.decoded_cache", "data.loader_workers", "data.prefetch",
-    "data.worker_timeout_s", "data.quarantine_",
+    "data.worker_timeout_s", "data.quarantine_", "train.max_skipped_steps",
 )  # fmt: skip
 """Beginnings of the names of settings that change no pixel and no weight: a resumed run may change them."""

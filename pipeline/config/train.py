@@ -90,6 +90,8 @@ class TrainConfig:
     """Validation scenes whose prediction is recorded at each evaluation."""
     profile_steps: int = 0
     """Steps traced by torch's profiler, after ten steps; 0 turns it off."""
+    max_skipped_steps: int = 10
+    """Steps of the whole run that may be skipped, as their update is not finite; one more ends the run."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -98,7 +100,7 @@ class TrainConfig:
         ):  # fmt: skip
             value = getattr(self, name)
             require(value >= 1, f"train.{name} must be at least 1, got {value}")
-        for name in ("pictures", "profile_steps", "seed"):
+        for name in ("pictures", "profile_steps", "seed", "max_skipped_steps"):
             value = getattr(self, name)
             require(value >= 0, f"train.{name} must be at least 0, got {value}")
         require(

@@ -7,6 +7,7 @@ resumed run does is what the undisturbed one would have done.
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ def fit(config: Config, shards: str, run_dir: Path, context: RunContext) -> FitR
     """Train until `config.train.steps`, going on from the newest checkpoint of `run_dir`.
 
     With several ranks the default process group must be there; all ranks see the same `run_dir`.
-    Raises the errors of its parts, and NonFiniteLossError before a broken state can be saved.
+    Raises the errors of its parts, and NonFiniteLossError after too many skipped steps, or before weights
+    that are not finite can be scored or saved.
     """
     with context.phase("start"):
         run = assemble(config, shards, run_dir, context)
@@ -75,17 +77,20 @@ def fit(config: Config, shards: str, run_dir: Path, context: RunContext) -> FitR
                 agreement = run.runner.agree(on_device, wish_to_stop, run.quarantine.count)
                 run.runner.step(on_device, agreement.denominators, state.step)
                 state.advance(config.train.batch_global)
+                run.skipped.watch(state, run.runner.gate.outcome, micro_batches)
                 if run.ema:
-                    run.ema.update(run.model, state.step)
+                    run.ema.update(run.model, state.step, run.runner.gate.skipped)
                 profiler.step()
                 last = state.step == total
                 # What was agreed a step before: by now it has arrived, so reading it waits for nothing.
                 num_stopping, num_quarantined = (agreement.late if last else late).read()
                 stopping, late = num_stopping > 0, agreement.late
-                run.quarantine.refuse_above_limit(num_quarantined)
+                run.quarantine.refuse_above_limit(int(num_quarantined))
             evaluate_due = _evaluation_due(run)
             save_due = last or stopping or state.step % config.train.checkpoint_every == 0
-            if evaluate_due or save_due or state.step % config.train.metrics_every == 0:
+            record_due = evaluate_due or save_due or state.step % config.train.metrics_every == 0
+            _note_skipped(run, newest=record_due)
+            if record_due:
                 _record(run)
             # Before the evaluation, which takes long and must not cost these steps if it is cut off.
             stall_s = _save(run) if save_due else None
@@ -103,19 +108,36 @@ def fit(config: Config, shards: str, run_dir: Path, context: RunContext) -> FitR
     )  # fmt: skip
 
 
+def _note_skipped(run: Run, newest: bool) -> None:
+    """Note updates that did not happen; above the bound save the weights, which are sound, and raise.
+
+    What was skipped is known a step late; where the newest step must be known too, this waits for it.
+    """
+    run.skipped.note(run.state, newest)
+    if run.skipped.too_many(run.state):
+        run.skipped.note(run.state, newest=True)
+        _record(run)  # refuses weights that are not
+        with run.context.phase("checkpoint"):
+            save(run)
+        raise run.skipped.error(run.state)
+
+
 def _record(run: Run) -> None:
-    """Write a point of the curves; refuse to go on once the loss or a gradient was not finite."""
+    """Write a point of the curves; refuse to go on with weights that are not finite."""
     window = run.progress.window(run.loader.usage())
     values = run.runner.summary(window.share) | window.values()
-    if values.pop(metrics.NON_FINITE) > 0:
+    if values.pop(metrics.BROKEN_RANKS) > 0:
         raise NonFiniteLossError(
-            f"the loss or a gradient became NaN or infinite by step {run.state.step} "
-            f"(loss {values[metrics.LOSS]:.3g}, gradient norm {values[metrics.GRADIENT_NORM]:.3g}); "
-            f"try a smaller --optim.lr than {run.config.optim.lr:g}, or --optim.clip_norm 1"
+            f"weights became NaN or infinite by step {run.state.step} "
+            f"(loss {values[metrics.LOSS]:.3g}, gradient norm {values[metrics.GRADIENT_NORM]:.3g}) and are "
+            "not saved; start another --name with a smaller --optim.lr than "
+            f"{run.config.optim.lr:g}, or with --optim.clip_norm 1"
         )
     values[metrics.QUARANTINED] = run.quarantine.total
+    values[metrics.SKIPPED] = run.state.skipped_steps
     values[metrics.SAMPLES_PER_S] = run.progress.samples_per_s(run.state)
-    run.context.metrics(run.state.step, values)
+    # A step that was skipped has no loss to draw; the event has it.
+    run.context.metrics(run.state.step, {k: v for k, v in values.items() if math.isfinite(v)})
     run.progress.step_line(run.state, values, window.bottleneck)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from pipeline.config import OptimConfig
 from pipeline.errors import CheckpointError
@@ -42,8 +43,19 @@ def build_optimizer(config: OptimConfig, model: Segmenter) -> torch.optim.Optimi
             if chosen:
                 groups.append({"params": chosen, "weight_decay": decay, "multiplier": multiplier})
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        return _with_momentum(torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True))
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
+
+
+def _with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
+    """The optimizer with a momentum of 0 for every parameter: as before its first step, but there.
+
+    torch makes it at the first step, from memory that a first step which is skipped leaves unwritten.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -81,17 +93,27 @@ class Ema:
     """An exponential average of the weights, with the latest buffers, in a model of its own."""
 
     def __init__(self, model: nn.Module, averaged: Segmenter, decay: float) -> None:
-        """Start `averaged` (same architecture) from `model`'s weights; decay in (0, 1)."""
+        """Start `averaged` (same architecture and memory format) from `model`'s weights; decay in (0, 1)."""
+        layouts = ([p.stride() for p in network.parameters()] for network in (model, averaged))
+        assert next(layouts) == next(layouts), "the fused kernel of `update` walks raw memory"
         self.averaged: Segmenter = averaged.eval().requires_grad_(False)
         self.decay = decay
         averaged.load_state_dict(model.state_dict())
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Follow `model` after optimizer step `step` (1-based); early steps are followed faster."""
+    def update(self, model: nn.Module, step: int, skipped: Tensor) -> None:
+        """Follow `model` after optimizer step `step` (1-based); early steps are followed faster.
+
+        Where `skipped`, () float32 on the device, is 1, the averaged weights keep every bit.
+        """
         decay = min(self.decay, (1 + step) / (10 + step))
         averaged = [p.data for p in self.averaged.parameters()]
         current = [p.detach() for p in model.parameters()]
-        torch._foreach_lerp_(averaged, current, 1.0 - decay)
+        # One step of gradient descent along averaged - current (decay 1, minus current as the gradient):
+        # its fused kernel is gated on the device. An interpolation by 0 is no gate: it makes a -0 a +0.
+        sgd(
+            averaged, current, [], fused=True, found_inf=skipped, lr=1.0 - decay, weight_decay=1.0,
+            maximize=True, momentum=0.0, dampening=0.0, nesterov=False,
+        )  # fmt: skip
         for mine, theirs in zip(self.averaged.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)

@@ -41,6 +41,7 @@ from pipeline.train.reduce import broadcast_object
 from pipeline.train.retention import remove_uncommitted, set_aside_newer
 from pipeline.train.saver import Saver
 from pipeline.train.shard_batch_norm import take_shard_statistics
+from pipeline.train.skipped import SkippedSteps
 from pipeline.train.state import TrainState
 from pipeline.train.step import StepRunner
 from pipeline.world import World
@@ -64,6 +65,7 @@ class Run:
     state: TrainState
     progress: Progress
     saver: Saver
+    skipped: SkippedSteps
 
     @property
     def evaluated_model(self) -> Segmenter:
@@ -109,6 +111,9 @@ def assemble(config: Config, shards: str, run_dir: Path, context: RunContext) ->
     optimizer = build_optimizer(config.optim, model)
     folder = _newest_for_all(run_dir, world)
     state = _restore(config, folder, world, model, ema, optimizer, loader)
+    skipped = SkippedSteps(config, context)
+    if skipped.too_many(state):  # and run again as it was
+        raise skipped.error(state)
     if config.train.compile:
         compile_network(model, config, world, device)
     reduction = build_reduction(model, config.train, world, device)
@@ -121,7 +126,7 @@ def assemble(config: Config, shards: str, run_dir: Path, context: RunContext) ->
     progress.header(run_dir.name, training, num_parameters, context.tracking, device.type)
     return Run(
         config, run_dir, context, device, model, ema, optimizer, runner, loader, quarantine, validation,
-        state, progress, Saver(run_dir, context, config.train.keep_last, folder),
+        state, progress, Saver(run_dir, context, config.train.keep_last, folder), skipped,
     )  # fmt: skip
 
 

@@ -21,6 +21,8 @@ class TrainState:
     """Step of that evaluation."""
     evaluated_step: int = 0
     """Step of the newest evaluation."""
+    skipped_steps: int = 0
+    """Steps among `step` whose update did not happen, as it was not finite."""
 
     def advance(self, num_samples: int) -> None:
         """One more optimizer step, over that many samples."""

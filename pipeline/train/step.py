@@ -23,6 +23,7 @@ from pipeline.model.losses import LossTerms, segmentation_losses
 from pipeline.model.segmenter import Segmenter
 from pipeline.train import metrics
 from pipeline.train.colour import change_colours
+from pipeline.train.finite import UpdateGate
 from pipeline.train.optim import learning_rate, set_learning_rate
 from pipeline.train.reduce import GradientReduction, all_reduce_sum, gather_rows
 from pipeline.train.scene_curves import SceneCurves
@@ -55,11 +56,11 @@ class LateNumbers:
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
-    def read(self) -> list[int]:
+    def read(self) -> list[float]:
         """The numbers; waits for the copy alone."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return [int(number) for number in self._host.tolist()]
+        return [float(number) for number in self._host.tolist()]
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,9 @@ class StepRunner:
         # A row for each micro-batch: `summary` adds up those of all ranks in an order of its own.
         self._terms_MT = torch.zeros(1, len(LossTerms._fields), device=device, dtype=torch.float64)
         self._grad_norm = torch.zeros((), device=device, dtype=torch.float64)
-        self._num_non_finite = torch.zeros((), device=device, dtype=torch.float64)
         self._scenes = SceneCurves(class_names, device)
+        self.gate = UpdateGate(model, optimizer, world, device)
+        """Knows whether the newest update happened."""
 
     def agree(
         self, micro_batches: Sequence[MicroBatch], stop_requested: bool, num_quarantined: int = 0
@@ -153,10 +155,14 @@ class StepRunner:
         )
 
     def step(self, micro_batches: Sequence[MicroBatch], denominators: Denominators, step: int) -> None:
-        """Do optimizer step `step` (0-based) on this rank's micro-batches of the global batch."""
+        """Do optimizer step `step` (0-based) on this rank's micro-batches of the global batch.
+
+        Where it turns out not to be finite it changes nothing, on all ranks alike.
+        """
         set_learning_rate(self._optimizer, learning_rate(self._optim, step, self._train.steps))
         self._optimizer.zero_grad(set_to_none=True)
         self._scenes.forget()
+        self.gate.begin()
         terms = []
         for index, micro in enumerate(micro_batches):
             self._seed_dropout(micro.position)
@@ -169,34 +175,31 @@ class StepRunner:
             self._scenes.keep(output)
         parameters = [p for p in self._model.parameters() if p.grad is not None]
         norm = self._gradient_norm(parameters)
-        self._optimizer.step()
         self._terms_MT, self._grad_norm = torch.stack(terms), norm.double()
-        self._num_non_finite += (~(self._terms_MT[:, 0].sum().isfinite() & norm.isfinite())).double()
+        self.gate.finish(self._terms_MT[:, 0].sum(), norm)
 
     def summary(self, wait_share: float) -> dict[str, float]:
         """The curves' values at the latest step, over the global batch. A collective.
 
         `wait_share` is this rank's share of the time since the last summary spent on waiting for
-        data; the mean over ranks is returned. Under `NON_FINITE` is how many steps of the attempt had
-        a loss or gradient that was not finite, plus one for each rank whose weights are not. Sums over
-        micro-batches and ranks are taken by a tree over all of them.
+        data; the mean over ranks is returned. Under `BROKEN_RANKS` is how many ranks have weights that
+        are not finite. Sums over micro-batches and ranks are taken by a tree over all of them.
         """
         weights = nn.utils.get_total_norm([p.detach() for p in self._model.parameters()])
-        num_broken = self._num_non_finite + (~weights.isfinite()).double()
         num_micro_batches = len(self._terms_MT)
         mine_M2 = self._terms_MT.new_zeros(num_micro_batches, 2)
-        mine_M2[0, 0], mine_M2[0, 1] = num_broken, wait_share / self._world.size
+        mine_M2[0, 0], mine_M2[0, 1] = ~weights.isfinite(), wait_share / self._world.size
         rows = torch.cat([self._terms_MT, mine_M2, self._scenes.sums(num_micro_batches)], dim=1)
         summed = sum_leaves(gather_rows(rows, self._world)).tolist()
         always = len(LossTerms._fields) + 2
-        *terms, non_finite, wait = summed[:always]
+        *terms, num_broken, wait = summed[:always]
         rate = self._optimizer.param_groups[0]["lr"] / self._optimizer.param_groups[0]["multiplier"]
         return {
             **dict(zip(metrics.LOSS_TERMS, terms, strict=True)),
             metrics.GRADIENT_NORM: float(self._grad_norm),
             metrics.LEARNING_RATE: rate,
             metrics.DATA_WAIT_SHARE: wait,
-            metrics.NON_FINITE: non_finite,
+            metrics.BROKEN_RANKS: num_broken,
             **self._scenes.values(summed[always:]),
         }
 

@@ -15,9 +15,11 @@ from pipeline.settings import with_settings
 from pipeline.train import checkpoint, metrics
 from pipeline.train.batch_norm import synchronize_batch_norm
 from pipeline.train.colour import change_colours
+from pipeline.train.finite import UpdateGate
 from pipeline.train.loop import fit
-from pipeline.train.optim import build_optimizer, optimizer_tensors, restore_optimizer
+from pipeline.train.optim import Ema, build_optimizer, optimizer_tensors, restore_optimizer
 from pipeline.train.step import LateNumbers, supports_bfloat16, to_device
+from pipeline.world import World
 
 
 class WholeSample:
@@ -94,6 +96,40 @@ def test_a_restored_optimizer_continues_bit_for_bit(name):
     step(model, optimizer)
     step(other, restored)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_step_that_is_not_finite_changes_no_bit_and_the_host_waits_for_nothing(name):
+    model, averaged = (build_segmenter(SMALL, 5).to(CUDA) for _ in range(2))
+    optimizer = build_optimizer(OptimConfig(name=name), model)
+    gate, ema = UpdateGate(model, optimizer, World(), CUDA), Ema(model, averaged, 0.9)
+
+    def bits():
+        tensors = [*model.state_dict().values(), *averaged.state_dict().values()]
+        tensors += checkpoint.optimizer_tensors(model, optimizer).values()
+        return [tensor.detach().clone() for tensor in tensors]
+
+    def step(number, loss):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            gate.begin()
+            for buffer in model.buffers():
+                buffer.add_(1)
+            gate.finish(loss, loss)
+            ema.update(model, number, gate.skipped)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    good, bad = torch.tensor([1.0, torch.nan], dtype=torch.float64, device=CUDA)
+    step(1, good)
+    before = bits()
+    step(2, bad)
+    assert all(torch.equal(old, new) for old, new in zip(before, bits(), strict=True))
+    step(3, good)
+    assert gate.outcome.tolist() == [0, 1, 1]
+    assert sum(not torch.equal(old, new) for old, new in zip(before, bits(), strict=True)) > len(before) / 2
 
 
 def test_batch_norm_over_ranks_is_torchs_fused_one():

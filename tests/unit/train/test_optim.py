@@ -48,6 +48,21 @@ def test_each_parameter_is_in_one_group_and_vectors_are_not_decayed(name):
         assert group["lr"] == pytest.approx(0.02 if parameter in head else 0.002)
 
 
+def test_sgd_moves_as_torchs_plain_one_from_the_first_step_on():
+    model, plain = build_segmenter(SMALL, 5), build_segmenter(SMALL, 5)
+    plain.load_state_dict(model.state_dict())
+    config = OptimConfig(name="sgd", lr=0.1, momentum=0.9, weight_decay=0.0)
+    ours = build_optimizer(config, model)
+    theirs = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, foreach=False)
+    for _ in range(3):
+        for mine, other in zip(model.parameters(), plain.parameters(), strict=True):
+            mine.grad = torch.randn_like(mine)
+            other.grad = mine.grad.clone()
+        ours.step(), theirs.step()
+    for mine, other in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
 def test_ema_is_the_weighted_mean_of_the_weights_and_takes_the_latest_buffers():
     model, averaged = build_segmenter(SMALL, 5), build_segmenter(SMALL, 5)
     ema = Ema(model, averaged, decay=0.9)
@@ -57,7 +72,7 @@ def test_ema_is_the_weighted_mean_of_the_weights_and_takes_the_latest_buffers():
         with torch.no_grad():
             weight.add_(torch.randn_like(weight))
             model.backbone.bn1.running_mean.add_(step)
-        ema.update(model, step)
+        ema.update(model, step, torch.zeros(()))
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * weight.detach()
     torch.testing.assert_close(mine, expected)

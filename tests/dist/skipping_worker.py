@@ -1,0 +1,81 @@
+"""One rank of runs of `fit()` with a step that is not finite on the last rank alone.
+
+argv: rank, world size, folder, shards, JSON of the cases by name: settings, kind of poison ("" leaves the
+step out on all ranks), steps. Each rank saves what it knows in the end.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from fit_worker import NotingContext
+
+from pipeline.errors import NonFiniteLossError
+from pipeline.recipes import recipe
+from pipeline.settings import with_settings
+from pipeline.train import checkpoint, loop
+from pipeline.world import World
+from tests.poison import leave_out, plant
+
+
+def run_case(case: dict, world: World, shards: str, run_dir: Path) -> dict:
+    """Tensors, counts, events and the error of one run."""
+    config = with_settings(recipe("laptop"), case["settings"])
+    context = NotingContext(world, "a", None)
+    runs, error, consumed = [], "", {}
+    with pytest.MonkeyPatch.context() as patch:
+        if case["kind"]:
+            plant(patch, case["kind"], set(case["steps"]), rank=world.size - 1)
+        else:
+            leave_out(patch, set(case["steps"]))
+        assemble, to_device = loop.assemble, loop.to_device
+
+        def keep_run(*arguments):
+            runs.append(assemble(*arguments))
+            return runs[0]
+
+        def listen(batch, device):
+            consumed.setdefault(runs[0].state.step + 1, []).extend(zip(batch.positions, batch.keys, strict=True))
+            return to_device(batch, device)
+
+        patch.setattr(loop, "assemble", keep_run)
+        patch.setattr(loop, "to_device", listen)
+        try:
+            loop.fit(config, shards, run_dir, context)
+        except NonFiniteLossError as problem:
+            error = str(problem)
+    (run,) = runs
+    weights = {k: v for k, v in run.model.named_parameters()} | checkpoint.optimizer_tensors(
+        run.model, run.optimizer
+    )
+    weights |= {f"averaged {k}": v for k, v in run.ema.averaged.named_parameters()}
+    return {
+        "weights": {k: v.detach().clone() for k, v in weights.items()},
+        "buffers": {k: v.clone() for k, v in run.model.named_buffers()},
+        "step": run.state.step,
+        "skipped_steps": run.state.skipped_steps,
+        "events": [[step, fields] for kind, step, *more in context.recorded
+                   if kind == "event" and more[0] == "skipped" for fields in more[1:]],
+        "error": error,
+        "consumed": consumed,
+    }  # fmt: skip
+
+
+def main() -> None:
+    rank, size, folder, shards = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+    world = World(rank, size, rank, size)
+    results = {
+        name: run_case(case, world, shards, folder / name) for name, case in json.loads(sys.argv[5]).items()
+    }
+    torch.save(results, folder / f"rank{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
