@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.launch.pulse import Pulse
 from pipeline.tracking.journal import Journal
 from pipeline.train.context import Phase
 from pipeline.world import World
@@ -33,6 +34,7 @@ class JournaledContext:
         attempt: str,
         tracking: str = "",
         stop_wanted: Callable[[], bool] = lambda: False,
+        pulse: Pulse | None = None,
     ) -> None:
         self._world = world
         self._attempt = attempt
@@ -40,6 +42,7 @@ class JournaledContext:
         self._journal = Journal(run_dir, attempt) if world.is_main else None
         self._stop_file = stop_file(run_dir, attempt)
         self._stop_wanted = stop_wanted
+        self._pulse = pulse
         self._stop = False
         self._last_look_s = -STOP_POLL_S
         self._last_step = 0
@@ -62,7 +65,12 @@ class JournaledContext:
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
-        """Add the time inside to the phase's total, which the journal gets when the context closes."""
+        """Add the time inside to the phase's total, which the journal gets when the context closes.
+
+        Who watches this rank is told that the loop moved on.
+        """
+        if self._pulse:
+            self._pulse.enter(name)
         start_s = time.monotonic()
         try:
             yield
@@ -103,11 +111,13 @@ class JournaledContext:
             self._journal.table(key, step, columns, rows)
 
     def close(self) -> None:
-        """Record how long each phase took, and close the journal."""
+        """Record how long each phase took, close the journal, and tell who watches that this rank is done."""
         if self._journal:
             seconds = {name: round(total_s, 3) for name, total_s in self.phase_s.items()}
             self._journal.event("phases", self._last_step, seconds=seconds)
             self._journal.close()
+        if self._pulse:
+            self._pulse.close()
 
 
 def stop_file(run_dir: Path, attempt: str) -> Path:

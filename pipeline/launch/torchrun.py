@@ -175,6 +175,10 @@ def _refuse_settings_of_ray(typed: Iterable[str]) -> None:
     for name in typed:
         if name == "launch.max_failures":
             raise ConfigError(f"--{name} does nothing here: torchrun restarts by its own --max-restarts")
+        if name.startswith("launch.deadline."):
+            raise ConfigError(
+                f"--{name} does nothing here: a rank that hangs is ended by --launch.collective_timeout_s"
+            )
         if name.startswith("tracking."):
             raise ConfigError(f"--{name} does nothing here: this command keeps a journal and no MLflow")
 

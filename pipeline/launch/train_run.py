@@ -7,7 +7,8 @@ import logging
 from pipeline.data.quarantine import num_quarantined
 from pipeline.errors import Preempted
 from pipeline.launch.job import Result
-from pipeline.launch.ray_train import Launch, train_on_ray
+from pipeline.launch.ray_attempt import Launch
+from pipeline.launch.ray_train import train_on_ray
 from pipeline.launch.run_folder import GIT_COMMIT, write_json
 from pipeline.launch.run_record import describe, publish, report
 from pipeline.launch.stop_signals import StopSignals

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -87,6 +88,21 @@ def test_killed_worker_costs_a_restart_from_the_newest_commit(start_job, ray_hea
         record.step for record in records if isinstance(record, Metrics) and "train/loss" in record.values
     ]
     assert curve == list(range(2, 301, 2)), "each point of the curve once, none missing"
+
+
+def test_rank_that_hangs_is_named_killed_and_costs_a_restart(start_job, ray_head, tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs" / "hung"
+    job = start_job("--name", "hung", "--workers", "2", *LONG)
+    job.wait_until(lambda: len(events(read_journal(run_dir), "commit")) >= 1)
+    stopped = train_workers(ray_head)[-1]
+    stopped.suspend()
+    result = job.result()
+    assert result["status"] == "ok", job.text
+    assert (result["restarts"], result["step"]) == (1, 300)
+    assert not stopped.is_running(), "the stopped process is gone, with what it held"
+    (failure,) = events(read_journal(run_dir), "failure")
+    assert re.fullmatch(r"rank [01] hung \(silent for \d+\.\ds in (data|step)\)", failure.fields["lost"])
+    assert f"[event] {failure.fields['lost']} → restarted in " in job.text
 
 
 def test_stopped_job_checkpoints_and_its_rerun_goes_on_at_the_next_sample(start_job, tmp_path: Path) -> None:
