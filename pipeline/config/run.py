@@ -44,6 +44,8 @@ class LaunchConfig:
     """Longest wait of a collective before the worker group is restarted."""
     max_failures: int = 3
     """Worker-group restarts after a failure before the job gives up."""
+    spares: bool = True
+    """Keep processes for a restart started and loaded: one a rank and three for Ray Train, 0.3 GB each."""
     deadline: DeadlineConfig = field(default_factory=DeadlineConfig)
     """When a rank counts as hung."""
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from pipeline.errors import PipelineError
+from pipeline.launch.stall import Stall
+from pipeline.tracking.incidents import FAILURE, RESTART
 from pipeline.tracking.journal import START, Event, Journal, Metrics, Record, committed_step, read_journal
 
 logger = logging.getLogger(__name__)
@@ -33,8 +36,16 @@ START_WAIT_S = 5.0
 """Longest from a new attempt's first line to its start in the journal."""
 
 
-class HungError(PipelineError):
-    """Ranks hung and were killed; the cause is what Ray said then. Nothing says that they would again."""
+class LostError(Exception):
+    """An attempt that ended too early; its cause is what Ray said."""
+
+    def __init__(self, lost: str, phase: str | None, stood_s: float) -> None:
+        super().__init__(lost)
+        self.lost = lost
+        self.phase = phase
+        """What the ranks in question did, where that is known."""
+        self.stood_s = stood_s
+        """How long they had stood still when that was noticed."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,46 @@ class Failure:
     noticed_s: float
 
 
+def lost_by(error: Exception, hung: Stall | None, doing: Mapping[int, str]) -> LostError:
+    """What an attempt was lost by: ranks that hung, else what Ray says; `doing` is each rank's last phase."""
+    if hung:
+        return LostError(str(hung), hung.doing, hung.seconds)
+    failures = _failures(error)
+    gone = [rank for rank, failure in failures.items() if isinstance(failure, WorkerHealthCheckFailedError)]
+    if gone:
+        return LostError(f"rank {', '.join(map(str, gone))} lost", doing.get(gone[0]), 0.0)
+    rank, failure = next(iter(failures.items()))
+    who = "the worker group" if rank < 0 else f"rank {rank}"
+    return LostError(f"{who} failed ({type(failure).__name__})", doing.get(rank), 0.0)
+
+
+def raise_if_it_would_repeat(lost: LostError) -> None:
+    """Raises a worker's PipelineError, or its bug: another attempt would only end the same way."""
+    if lost.stood_s:
+        return  # all were killed: what they raised then tells nothing
+    assert isinstance(lost.__cause__, Exception)
+    failures = _failures(lost.__cause__)
+    for failure in failures.values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, PipelineError):
+                raise cause from None
+            cause = cause.__cause__
+    if any(rank >= 0 and isinstance(failure, BUGS) for rank, failure in failures.items()):
+        raise lost.__cause__
+
+
+def give_up(lost: LostError) -> NoReturn:
+    """Raises what ended the last attempt that was allowed."""
+    if lost.stood_s:
+        raise PipelineError(
+            f"{lost.lost}, and no restart is left; type the same again to go on, or allow a slow phase more "
+            "by --launch.deadline.*"
+        ) from lost.__cause__
+    assert lost.__cause__ is not None
+    raise lost.__cause__
+
+
 def _failures(error: Exception) -> dict[int, Exception]:
     """Rank → exception, where Ray tells them apart; the error itself under -1 where it does not."""
     if isinstance(error, WorkerGroupError):
@@ -54,41 +105,19 @@ def _failures(error: Exception) -> dict[int, Exception]:
     return {-1: error}
 
 
-def raise_unless_retryable(error: Exception, *, last: bool) -> None:
-    """Raises a worker's PipelineError, a bug, or, when there is no restart left, the failure itself."""
-    if isinstance(error, HungError) and not last:
-        return
-    for failure in _failures(error).values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, PipelineError):
-                raise cause from None
-            cause = cause.__cause__
-    bugs = [f for rank, f in _failures(error).items() if rank >= 0 and isinstance(f, BUGS)]
-    if last or bugs:
-        raise error
+def note_failure(run_dir: Path, journal: Journal, lost: LostError, before: Failure | None) -> Failure:
+    """The failure as it is recorded: what was lost, and from which step training goes on.
 
-
-def describe(error: Exception) -> str:
-    """`rank 1 lost`, or what else ended the attempt, short."""
-    if isinstance(error, HungError):
-        return str(error)
-    failures = _failures(error)
-    lost = [rank for rank, failure in failures.items() if isinstance(failure, WorkerHealthCheckFailedError)]
-    if lost:
-        return f"rank {', '.join(str(rank) for rank in lost)} lost"
-    rank, failure = next(iter(failures.items()))
-    who = "the worker group" if rank < 0 else f"rank {rank}"
-    return f"{who} failed ({type(failure).__name__})"
-
-
-def note_failure(run_dir: Path, journal: Journal, lost: str) -> Failure:
-    """The failure as it is recorded: what was lost, and from which step training goes on."""
+    One after which training never began again counts from the failure `before` it.
+    """
     records = read_journal(run_dir)
-    resumed = committed_step(records)
+    resumed, starts = committed_step(records), len(_starts(records))
     reached = max((r.step for r in records if isinstance(r, Metrics)), default=resumed)
-    journal.event("failure", resumed, lost=lost, reached=reached)
-    return Failure(lost, max(reached, resumed), len(_starts(records)), time.monotonic())
+    journal.event(
+        FAILURE, resumed, lost=lost.lost, phase=lost.phase, stood_s=round(lost.stood_s, 2), reached=reached
+    )
+    noticed_s = before.noticed_s if before and before.starts == starts else time.monotonic()
+    return Failure(lost.lost, max(reached, resumed), starts, noticed_s)
 
 
 def note_restart(run_dir: Path, journal: Journal, failure: Failure | None) -> None:
@@ -108,7 +137,7 @@ def note_restart(run_dir: Path, journal: Journal, failure: Failure | None) -> No
     # A commit that came in between is not what was restored.
     resumed = _starts(records)[-1] if len(_starts(records)) > failure.starts else committed_step(records)
     repeated = max(failure.reached - resumed, 0)
-    journal.event("restart", resumed, lost=failure.lost, seconds=seconds, repeated=repeated)
+    journal.event(RESTART, resumed, lost=failure.lost, seconds=seconds, repeated=repeated)
     logger.info(
         "[event] %s → restarted in %.1fs at step %d, %d steps repeated",
         failure.lost, seconds, resumed, repeated,

@@ -33,6 +33,8 @@ class Place:
     pid: int
     born_s: float
     """When the process began, by the clock of its node: a process id may be given again."""
+    group: str
+    """Ray's id of the placement group whose resources it has, or empty."""
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import psutil
 import ray
+from ray._raylet import PlacementGroupID
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import DeadlineConfig
 from pipeline.launch.pulse import Beat, Place, beat_file, read_beat, write_beat
-from pipeline.launch.stall import Sight, Stall, find_stall, seen
+from pipeline.launch.stall import FIRST_STEPS, Sight, Stall, find_stall, seen
 
 LONGEST_LOOK_S = 1.0
 """Most that the time between two looks counts for: a driver that slept, or whose disk stood still as the
@@ -26,7 +28,7 @@ SAME_BIRTH_S = 1.0
 REACH_S = 10.0
 """Longest wait for another node to end the processes on it."""
 
-_NO_BEAT = Beat(Place("", 0, 0.0), ticks=0, moves=0, steps=0, doing="ended")
+_NO_BEAT = Beat(Place("", 0, 0.0, ""), ticks=0, moves=0, steps=0, doing="ended")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,15 @@ class RankWatch:
         self._looked = _Looked(now_s, before | sights)
         return find_stall(self._looked.sights, self._deadline)
 
+    def settled(self) -> bool:
+        """Whether all ranks are past the steps that may compile."""
+        sights = self._looked.sights.values()
+        return len(sights) == len(self._files) and all(s.beat.steps > FIRST_STEPS for s in sights)
+
+    def doing(self) -> dict[int, str]:
+        """The phase that each rank was seen in last."""
+        return {rank: sight.beat.doing for rank, sight in self._looked.sights.items()}
+
     def places(self) -> list[Place]:
         """The processes of all ranks seen so far."""
         return [sight.beat.place for sight in self._looked.sights.values()]
@@ -65,7 +76,8 @@ class RankWatch:
 def this_place() -> Place:
     """Where this very process is."""
     node = ray.get_runtime_context().get_node_id()
-    return Place(node, os.getpid(), psutil.Process().create_time())
+    group = ray.util.get_current_placement_group()
+    return Place(node, os.getpid(), psutil.Process().create_time(), group.id.hex() if group else "")
 
 
 def end_ranks(places: Sequence[Place]) -> None:
@@ -86,6 +98,12 @@ def end_ranks(places: Sequence[Place]) -> None:
     _end_processes([place for place in places if place.node == here])
     if asked:
         ray.wait(asked, num_returns=len(asked), timeout=REACH_S)
+
+
+def free_resources(places: Sequence[Place]) -> None:
+    """Give back the CPUs and GPUs of an attempt that ended: its controller may have died with them."""
+    for group in {place.group for place in places} - {""}:
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
 
 def _end_processes(places: Sequence[Place]) -> None:

@@ -17,16 +17,20 @@ import ray.train
 import torch
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from pipeline.config import Config
-from pipeline.launch.attempt_failure import HungError
+from pipeline.launch.attempt_failure import lost_by
 from pipeline.launch.log_follower import LogFollower
 from pipeline.launch.pulse import Pulse, beat_file
-from pipeline.launch.rank_watch import RankWatch, end_ranks, this_place
+from pipeline.launch.rank_watch import RankWatch, end_ranks, free_resources, this_place
 from pipeline.launch.run_context import JournaledContext, log_file, log_to_file, request_stop
+from pipeline.launch.spares import Spares
 from pipeline.launch.stall import Stall
 from pipeline.launch.stop_signals import StopSignals
 from pipeline.launch.workers import Workers
@@ -51,19 +55,18 @@ class Launch:
 
 
 def run_attempt(
-    launch: Launch, attempt: str, signals: StopSignals, begun: Callable[[], None]
+    launch: Launch, attempt: str, signals: StopSignals, spares: Spares | None, begun: Callable[[], None]
 ) -> dict[str, Any]:
     """The FitResult of one worker group, its log lines shown as they come, `begun` called at the first.
 
-    Raises HungError, or what Ray raises.
+    Raises LostError where it ended too early.
     """
-    deadline = launch.config.launch.deadline
-    watch = RankWatch(launch.run_dir, attempt, launch.workers.num, deadline)
+    watch = RankWatch(launch.run_dir, attempt, launch.workers.num, launch.config.launch.deadline)
     hung: Stall | None = None
     with LogFollower(log_file(launch.run_dir, attempt), begun):
         # In a thread of its own: in the main one Ray would take SIGINT and end without a checkpoint.
         outcome = _Outcome(_trainer(launch, attempt))
-        asked = False
+        asked = ordered = False
         while not outcome.wait(LOOK_EVERY_S):
             if signals.stop_wanted() and not asked:
                 logger.info("[event] asked to stop: checkpointing at the end of the step")
@@ -71,16 +74,32 @@ def run_attempt(
                 asked = True
             if hung is None and (hung := watch.look()):
                 end_ranks(watch.places())
+            if spares and not ordered and watch.settled():
+                spares.fill(watch.places())
+                ordered = True
     try:
         return outcome.value()
     except (RayError, TrainingFailedError) as error:
-        if hung:
-            raise HungError(str(hung)) from error
-        raise
+        free_resources(watch.places())
+        raise lost_by(error, hung, watch.doing()) from error
+    finally:
+        if spares:
+            spares.pause()
 
 
-def _trainer(launch: Launch, attempt: str) -> TorchTrainer:
-    return TorchTrainer(
+class _Trainer(TorchTrainer):
+    """Ray Train without two helpers that delay a start by processes of their own.
+
+    Nothing here reads Ray Data, and what a controller that dies leaves is freed by the driver.
+    """
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        needless = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [made for made in super()._create_default_callbacks() if not isinstance(made, needless)]
+
+
+def _trainer(launch: Launch, attempt: str) -> _Trainer:
+    return _Trainer(
         _worker,
         train_loop_config={"launch": _portable(launch), "attempt": attempt},
         torch_config=TorchConfig(
@@ -97,9 +116,6 @@ def _trainer(launch: Launch, attempt: str) -> TorchTrainer:
             name=attempt,
             storage_path=str(launch.run_dir / "log" / "ray"),
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
-            worker_runtime_env={
-                "env_vars": {"OMP_NUM_THREADS": str(launch.config.launch.threads_per_worker)}
-            },
         ),
     )
 

@@ -13,20 +13,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ray.exceptions import RayError
-from ray.train.v2.api.exceptions import TrainingFailedError
-
 from pipeline.launch.attempt_failure import (
     Failure,
-    HungError,
-    describe,
+    LostError,
+    give_up,
     note_failure,
     note_restart,
-    raise_unless_retryable,
+    raise_if_it_would_repeat,
 )
 from pipeline.launch.ray_attempt import Launch, run_attempt
+from pipeline.launch.spares import Spares
 from pipeline.launch.staging import stage_on_nodes
 from pipeline.launch.stop_signals import StopSignals
+from pipeline.tracking.incidents import DRIVER
 from pipeline.tracking.journal import Journal
 
 
@@ -42,21 +41,23 @@ def train_on_ray(launch: Launch, signals: StopSignals) -> Trained:
     """Trains to the end, or to a stop that was asked for, over as many attempts as the config allows.
 
     Raises the PipelineError of a worker as it was raised there, and whatever Ray says of a failure
-    that outlived all restarts.
+    that outlived all restarts; PipelineError where ranks hung again and again.
     """
     stage_on_nodes(launch.config, launch.shards, launch.run_dir, launch.workers, signals)
+    spares = Spares() if launch.config.launch.spares else None
     token = secrets.token_hex(3)
-    journal = Journal(launch.run_dir, f"driver-{token}")
+    journal = Journal(launch.run_dir, f"{DRIVER}{token}")
     try:
         failure: Failure | None = None
         for restarts in range(launch.config.launch.max_failures + 1):
             begun = partial(note_restart, launch.run_dir, journal, failure)
             try:
-                return Trained(run_attempt(launch, f"{token}{restarts}", signals, begun), restarts)
-            except (RayError, TrainingFailedError, HungError) as error:
-                last = restarts == launch.config.launch.max_failures or signals.stop_wanted()
-                raise_unless_retryable(error, last=last)
-                failure = note_failure(launch.run_dir, journal, describe(error))
+                return Trained(run_attempt(launch, f"{token}{restarts}", signals, spares, begun), restarts)
+            except LostError as lost:
+                raise_if_it_would_repeat(lost)
+                failure = note_failure(launch.run_dir, journal, lost, failure)
+                if restarts == launch.config.launch.max_failures or signals.stop_wanted():
+                    give_up(lost)
     finally:
         journal.close()
         shutil.rmtree(launch.run_dir / "log" / "ray", ignore_errors=True)

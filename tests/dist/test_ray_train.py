@@ -44,6 +44,7 @@ def test_job_trains_on_two_workers_and_tracks_one_run_and_repeats_as_a_no_op(
     assert result["job"] == "train"
     assert result["step"] == 12
     assert result["restarts"] == 0
+    assert (result["incidents"], result["goodput"]) == ([], 1.0)
     assert 0 < result["miou"] <= 1
     assert Path(result["report"]).stat().st_size > 1000
     checkpoint = Path(result["checkpoint"])
@@ -79,6 +80,11 @@ def test_killed_worker_costs_a_restart_from_the_newest_commit(start_job, ray_hea
     assert result["restarts"] == 1
     assert result["step"] == 300
     assert " lost → restarted in " in job.text
+    (incident,) = result["incidents"]
+    assert re.fullmatch(r"rank [01] lost", incident["cause"])
+    assert incident["phase"] in ("data", "step", "checkpoint")
+    assert 0 < result["goodput"] < 1
+    assert f"goodput {result['goodput']:.2f}" in job.text
     records = read_journal(run_dir)
     resumed = events(records, "start")[-1].step
     assert resumed >= 40
@@ -103,6 +109,9 @@ def test_rank_that_hangs_is_named_killed_and_costs_a_restart(start_job, ray_head
     (failure,) = events(read_journal(run_dir), "failure")
     assert re.fullmatch(r"rank [01] hung \(silent for \d+\.\ds in (data|step)\)", failure.fields["lost"])
     assert f"[event] {failure.fields['lost']} → restarted in " in job.text
+    (incident,) = result["incidents"]
+    assert incident["cause"] == failure.fields["lost"]
+    assert incident["recover_s"] > failure.fields["stood_s"] > 5.0, "the silence is part of it"
 
 
 def test_stopped_job_checkpoints_and_its_rerun_goes_on_at_the_next_sample(start_job, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import sys, time
 from pathlib import Path
 import os, psutil
 from pipeline.launch.pulse import Place, Pulse
-pulse = Pulse(Path(sys.argv[1]), Place("node", os.getpid(), psutil.Process().create_time()))
+pulse = Pulse(Path(sys.argv[1]), Place("node", os.getpid(), psutil.Process().create_time(), ""))
 for _ in range(100_000):
     pulse.enter("data"); pulse.enter("step"); time.sleep(0.001)
     if Path(sys.argv[1] + ".hang").exists():
@@ -82,7 +82,7 @@ def test_loop_that_stands_still_is_noticed_though_its_process_lives(tmp_path: Pa
 
 
 def test_process_that_was_given_the_id_of_a_rank_is_left_alone(rank) -> None:
-    _end_processes([Place("node", rank.pid, psutil.Process(rank.pid).create_time() - 60)])
+    _end_processes([Place("node", rank.pid, psutil.Process(rank.pid).create_time() - 60, "")])
     time.sleep(0.2)
     assert rank.poll() is None
 
@@ -90,7 +90,7 @@ def test_process_that_was_given_the_id_of_a_rank_is_left_alone(rank) -> None:
 def test_driver_that_slept_has_seen_nobody_be_silent(tmp_path: Path, monkeypatch) -> None:
     now_s = [0.0]
     monkeypatch.setattr(rank_watch.time, "monotonic", lambda: now_s[0])
-    pulse = Pulse(beat_file(tmp_path, "a", 0), Place("node", 1, 0.0))
+    pulse = Pulse(beat_file(tmp_path, "a", 0), Place("node", 1, 0.0, ""))
     for _ in range(5):
         pulse.enter("step")
     pulse._closing.set()  # as if stopped: no beat after the next
@@ -105,7 +105,7 @@ def test_driver_that_slept_has_seen_nobody_be_silent(tmp_path: Path, monkeypatch
 
 def test_beat_is_overwritten_in_place_and_says_at_last_that_the_rank_ended(tmp_path: Path) -> None:
     path = beat_file(tmp_path, "a", 3)
-    pulse = Pulse(path, Place("node", 1, 0.0))
+    pulse = Pulse(path, Place("node", 1, 0.0, ""))
     inode = path.stat().st_ino
     for phase in ("start", "data", "step", "data", "step"):
         pulse.enter(phase)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ class Rank:
     """A rank as it would be seen, twice a second, by somebody with a clock of his own."""
 
     def __init__(self, doing: Doing = "step", steps: int = 100) -> None:
-        self.beat = Beat(Place("node", 1, 0.0), ticks=1, moves=1000, steps=steps, doing=doing)
+        self.beat = Beat(Place("node", 1, 0.0, ""), ticks=1, moves=1000, steps=steps, doing=doing)
         self.sight = Sight(self.beat)
 
     def lives(self, seconds: float, *, silent: bool = False) -> None:
@@ -148,6 +148,6 @@ def test_ranks_that_ended_are_not_watched() -> None:
 def test_process_that_took_the_place_of_another_begins_anew() -> None:
     rank = Rank()
     rank.lives(100.0, silent=True)
-    rank.beat = replace(rank.beat, place=Place("node", 2, 0.0))
+    rank.beat = replace(rank.beat, place=Place("node", 2, 0.0, ""))
     rank.sight = seen(rank.sight, rank.beat, LOOK_S)
     assert stall(rank) is None
