@@ -19,8 +19,9 @@ from pipeline.tracking.journal import Event, Metrics, Record, read_journal
 from pipeline.train.checkpoint import newest_checkpoint, read_checkpoint
 
 pytestmark = pytest.mark.cluster
-LONG = ["--train.steps", "300", "--train.checkpoint_every", "20", "--train.evaluate_every", "300"]
-LONG += ["--register", ""]  # these tests are not about registration, which takes its time
+SAVED_OFTEN = ["--train.checkpoint_every", "20", "--train.evaluate_every", "300"]
+SAVED_OFTEN += ["--register", ""]  # these tests are not about registration, which takes its time
+LONG = ["--train.steps", "300", *SAVED_OFTEN]
 SHORT = ["--train.steps", "12", "--train.checkpoint_every", "4", "--train.evaluate_every", "6"]
 
 
@@ -30,6 +31,15 @@ def events(records: list[Record], name: str) -> list[Event]:
 
 def train_workers(cluster: LocalCluster) -> list[psutil.Process]:
     return [process for process in cluster.processes() if "RayTrainWorker" in process.name() + title(process)]
+
+
+def reserve(cluster: LocalCluster) -> set[int]:
+    """Idle worker processes that have torch loaded."""
+    return {
+        process.pid
+        for process in cluster.processes()
+        if title(process).startswith("ray::IDLE") and process.memory_info().rss > 250 << 20
+    }
 
 
 def title(process: psutil.Process) -> str:
@@ -112,6 +122,17 @@ def test_rank_that_hangs_is_named_killed_and_costs_a_restart(start_job, ray_head
     (incident,) = result["incidents"]
     assert incident["cause"] == failure.fields["lost"]
     assert incident["recover_s"] > failure.fields["stood_s"] > 5.0, "the silence is part of it"
+
+
+def test_restart_is_made_of_processes_in_reserve(start_job, ray_head, tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs" / "reserve"
+    job = start_job("--name", "reserve", "--workers", "2", "--train.steps", "1000000", *SAVED_OFTEN)
+    job.wait_until(lambda: len(reserve(ray_head)) >= 5, 180)
+    job.wait_until(lambda: len(events(read_journal(run_dir), "commit")) >= 1)
+    waiting = reserve(ray_head)
+    train_workers(ray_head)[0].kill()
+    job.wait_until(lambda: len(events(read_journal(run_dir), "start")) == 2, 180)
+    assert {process.pid for process in train_workers(ray_head)} < waiting
 
 
 def test_stopped_job_checkpoints_and_its_rerun_goes_on_at_the_next_sample(start_job, tmp_path: Path) -> None:
