@@ -9,7 +9,7 @@ one rank does alone (a checkpoint, pictures, a slow read) never gets those kille
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pipeline.config import DeadlineConfig
 from pipeline.launch.pulse import Beat, Doing
@@ -18,8 +18,10 @@ FIRST_STEPS = 2
 """Steps of an attempt that may compile or tune, and are allowed as much as its start."""
 PATIENCE = 20
 """Times the slowest recent step that the next one may take."""
-RECENT_MOVES = 8
-"""Moves of a phase that count as recent."""
+RECENT = 8
+"""So many phases, and signs of life, count as recent."""
+PATIENCE_WITH_SILENCE = 8
+"""Times the longest recent pause between two signs of life: on a starved machine they come late."""
 SILENCE_OUTSIDE_STEPS = 12
 """Times longer that a process may be silent outside of steps: there, some calls hold Python's lock."""
 IN_STEPS = ("data", "step")
@@ -36,6 +38,8 @@ class Sight:
     """Since its loop last entered a phase."""
     recent_s: tuple[float, ...] = ()
     """How long the last few phases within steps took; an average where several passed between two looks."""
+    pauses_s: tuple[float, ...] = ()
+    """Between the last few signs of life, likewise."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +63,16 @@ def seen(before: Sight | None, beat: Beat, passed_s: float) -> Sight:
     """The sight after one more look, `passed_s` after the one before."""
     if before is None or before.beat.place != beat.place:
         return Sight(beat)
-    stood_s = before.still_s + passed_s
-    silent_s = 0.0 if beat.ticks > before.beat.ticks else before.silent_s + passed_s
-    moved = beat.moves - before.beat.moves
-    if moved == 0:
-        return replace(before, beat=beat, silent_s=silent_s, still_s=stood_s)
+    stood_s, silent_s, pauses_s = before.still_s + passed_s, before.silent_s + passed_s, before.pauses_s
+    ticked, moved = beat.ticks - before.beat.ticks, beat.moves - before.beat.moves
+    if ticked:
+        silent_s, pauses_s = 0.0, (*pauses_s, silent_s / ticked)[-RECENT:]
+    if not moved:
+        return Sight(beat, silent_s, stood_s, before.recent_s, pauses_s)
     recent_s = before.recent_s
     if before.beat.doing in IN_STEPS and before.beat.steps > FIRST_STEPS:
-        recent_s = (*recent_s, stood_s / moved)[-RECENT_MOVES:]
-    return Sight(beat, silent_s, 0.0, recent_s)
+        recent_s = (*recent_s, stood_s / moved)[-RECENT:]
+    return Sight(beat, silent_s, 0.0, recent_s, pauses_s)
 
 
 def find_stall(sights: Mapping[int, Sight], deadline: DeadlineConfig) -> Stall | None:
@@ -99,7 +104,8 @@ def _still_allowed_s(sight: Sight, deadline: DeadlineConfig) -> float:
 
 def _silence_allowed_s(sight: Sight, deadline: DeadlineConfig) -> float:
     """Longest that a rank's process may be silent in the phase that it is in."""
-    settled = sight.beat.steps > FIRST_STEPS
-    if sight.beat.doing in IN_STEPS and settled:
-        return deadline.silence_s
-    return min(_still_allowed_s(sight, deadline), SILENCE_OUTSIDE_STEPS * deadline.silence_s)
+    usual_s = PATIENCE_WITH_SILENCE * max(sight.pauses_s, default=0.0)
+    if sight.beat.doing in IN_STEPS and sight.beat.steps > FIRST_STEPS:
+        return max(deadline.silence_s, usual_s)
+    outside_s = min(_still_allowed_s(sight, deadline), SILENCE_OUTSIDE_STEPS * deadline.silence_s)
+    return max(outside_s, usual_s)

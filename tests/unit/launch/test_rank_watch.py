@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,7 @@ from pipeline.launch.pulse import FILE_BYTES, Place, Pulse, beat_file, read_beat
 from pipeline.launch.rank_watch import RankWatch, _end_processes
 from pipeline.launch.stall import Stall
 
-QUICK = DeadlineConfig(silence_s=1.5, start_s=20, data_s=3, step_s=3)
+QUICK = DeadlineConfig(silence_s=1.5, start_s=20, data_s=30, step_s=3)
 RANK = """
 import sys, time
 from pathlib import Path
@@ -62,7 +63,8 @@ def first_stall(watch: RankWatch) -> Stall:
 
 
 def test_stopped_process_is_noticed_as_silent_and_can_be_killed(tmp_path: Path, rank) -> None:
-    watch = RankWatch(tmp_path, "a", 1, QUICK)
+    patient_with_steps = replace(QUICK, step_s=300, data_s=300)
+    watch = RankWatch(tmp_path, "a", 1, patient_with_steps)
     until(watch.look, settled(tmp_path))
     psutil.Process(rank.pid).suspend()
     stall = first_stall(watch)

@@ -137,6 +137,17 @@ def test_silence_outside_of_settled_steps_is_borne_for_a_minute(doing: Doing, st
     assert stall(rank) == Stall((0,), doing, 60.5, silent=True)
 
 
+def test_process_whose_signs_of_life_come_late_by_habit_is_borne_with() -> None:
+    starved = Rank()
+    for doing in ("data", "step", "data", "step"):
+        starved.lives(3.0, silent=True)
+        starved.moves(doing)  # type: ignore[arg-type]  # literals
+    starved.lives(8 * 3.5, silent=True)
+    assert stall(starved) is None
+    starved.lives(LOOK_S, silent=True)
+    assert stall(starved) == Stall((0,), "step", 28.5, silent=True)
+
+
 def test_ranks_that_ended_are_not_watched() -> None:
     ended, at_work = Rank("ended"), Rank("step")
     ended.lives(5000.0, silent=True)
