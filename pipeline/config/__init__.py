@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pipeline.config.check import require
 from pipeline.config.data import AugmentConfig, DataConfig, StoreConfig
 from pipeline.config.model import CCS_ONLY, BackboneConfig, HeadConfig, ModelConfig
-from pipeline.config.run import LaunchConfig, TrackingConfig
+from pipeline.config.run import DeadlineConfig, LaunchConfig, TrackingConfig
 from pipeline.config.train import OptimConfig, TrainConfig
 
 __all__ = [
-    "CCS_ONLY", "WITHOUT_NUMBERS", "AugmentConfig", "BackboneConfig", "Config", "DataConfig", "HeadConfig",
-    "LaunchConfig", "ModelConfig", "OptimConfig", "StoreConfig", "TrackingConfig", "TrainConfig", "require",
+    "CCS_ONLY", "WITHOUT_NUMBERS", "AugmentConfig", "BackboneConfig", "Config", "DataConfig",
+    "DeadlineConfig", "HeadConfig", "LaunchConfig", "ModelConfig", "OptimConfig", "StoreConfig",
+    "TrackingConfig", "TrainConfig", "require",
 ]  # fmt: skip
 
 

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.config.check import require
+
+
+@dataclass(frozen=True)
+class DeadlineConfig:
+    """How long, in seconds, ranks may stand still in a phase before they count as hung and are restarted."""
+
+    silence_s: float = 5.0
+    """Longest silence of a rank's process once steps are being made; twelve times that outside of them."""
+    start_s: float = 900.0
+    """To assemble a run, and for each of an attempt's first steps, which may compile."""
+    data_s: float = 150.0
+    """For the data of a step: loader workers and stores have time-outs of their own, which speak first."""
+    step_s: float = 8.0
+    """A step; never less than twenty times the slowest of the last few."""
+    evaluate_s: float = 3600.0
+    """An evaluation."""
+    checkpoint_s: float = 900.0
+    """A checkpoint, and what follows the last step."""
+
+    def __post_init__(self) -> None:
+        for limit in dataclasses.fields(self):
+            value = getattr(self, limit.name)
+            require(value >= 1.0, f"launch.deadline.{limit.name} must be at least 1, got {value}")
 
 
 @dataclass(frozen=True)
@@ -23,6 +47,10 @@ class LaunchConfig:
     """Longest wait of a collective before the worker group is restarted."""
     max_failures: int = 3
     """Worker-group restarts after a failure before the job gives up."""
+    spares: bool = True
+    """Keep processes for a restart started and loaded: one a rank and three for Ray Train, 0.3 GB each."""
+    deadline: DeadlineConfig = field(default_factory=DeadlineConfig)
+    """When a rank counts as hung."""
 
     def __post_init__(self) -> None:
         for name in ("threads_per_worker", "collective_timeout_s"):

@@ -24,9 +24,17 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
     # Ray shows each print twice in a job's log otherwise.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # By default the controller alone has this, and no process in reserve would fit it.
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
     # Once per process and no more: these lines are repeated by every worker otherwise.
     "RAY_DEDUP_LOGS": "0",
 }
+
+PROCESS_ENVIRONMENT = {
+    # Seconds that the survivors of a lost rank get to leave their process group; 30 by default.
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
+}
+"""What Ray Train does not hand on to its controller by itself."""
 
 PROBE_TIMEOUT_S = 5.0
 """Longest that a cluster's port may take to accept; Ray itself would try for minutes."""
@@ -40,8 +48,10 @@ def local_room() -> Room | None:
 
 
 @contextmanager
-def connected() -> Iterator[Room]:
+def connected(worker_setup: str = "") -> Iterator[Room]:
     """The cluster's room, connected to it for as long as the context is open.
+
+    `worker_setup` names a function that each worker process of the job runs first.
 
     RAY_ADDRESS is obeyed, which `ray job submit` sets. Without it a cluster of this process alone is
     started on this machine, closed to everybody without its token, and gone with the process.
@@ -59,7 +69,10 @@ def connected() -> Iterator[Room]:
 
     # In a job Ray itself carries the working directory to the workers; elsewhere they import this copy.
     root = Path(__file__).resolve().parents[2]
-    environment = None if inside_ray_job() else {"env_vars": {"PYTHONPATH": str(root)}}
+    variables = PROCESS_ENVIRONMENT | ({} if inside_ray_job() else {"PYTHONPATH": str(root)})
+    environment = {"env_vars": variables} | (
+        {"worker_process_setup_hook": worker_setup} if worker_setup else {}
+    )
     address = os.environ.get("RAY_ADDRESS") or "local"
     try:
         ray.init(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import WorldStateError
 from pipeline.launch.fence import newest_token, refuse_superseded, token_of
+from pipeline.launch.pulse import Pulse
 from pipeline.tracking.journal import FOLDER, Journal
 from pipeline.tracking.seal import seal_journals
 from pipeline.train.context import Phase, SavePoint
@@ -36,6 +37,7 @@ class JournaledContext:
         attempt: str,
         tracking: str = "",
         stop_wanted: Callable[[], bool] = lambda: False,
+        pulse: Pulse | None = None,
     ) -> None:
         self._world = world
         self._run_dir = run_dir
@@ -44,6 +46,7 @@ class JournaledContext:
         self._journal = self._open_journal() if world.is_main else None
         self._stop_file = stop_file(run_dir, attempt)
         self._stop_wanted = stop_wanted
+        self._pulse = pulse
         self._stop = False
         self._last_look_s = -STOP_POLL_S
         self._last_step = 0
@@ -74,7 +77,12 @@ class JournaledContext:
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
-        """Add the time inside to the phase's total, which the journal gets when the context closes."""
+        """Add the time inside to the phase's total, which the journal gets when the context closes.
+
+        Who watches this rank is told that the loop moved on.
+        """
+        if self._pulse:
+            self._pulse.enter(name)
         start_s = time.monotonic()
         try:
             yield
@@ -116,13 +124,15 @@ class JournaledContext:
         self._record(lambda journal: journal.table(key, step, columns, rows), step)
 
     def close(self) -> None:
-        """Record how long each phase took, and close the journal."""
+        """Record how long each phase took, close the journal, and tell who watches that this rank is done."""
         if self._journal:
             seconds = {name: round(total_s, 3) for name, total_s in self.phase_s.items()}
             with suppress(OSError):  # whatever ended the attempt is on its way already
                 if newest_token(self._run_dir) <= token_of(self._attempt):
                     self._journal.event("phases", self._last_step, seconds=seconds)
             self._journal.close()
+        if self._pulse:
+            self._pulse.close()
 
     def _record(self, write: Callable[[Journal], None], step: int) -> None:
         if self._journal:

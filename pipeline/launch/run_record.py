@@ -28,7 +28,7 @@ def publish(request: Request, run: MlflowRun, git_commit: str) -> Published:
 
 def report(request: Request, run: MlflowRun, result: Result) -> None:
     """Write the report of the run with what the RESULT has, among the artifacts too."""
-    shown = ("miou", "pixel_accuracy", "step", "samples_per_s", "restarts", "model_uri", "shards")
+    shown = ("miou", "pixel_accuracy", "step", "samples_per_s", "restarts", "goodput", "model_uri", "shards")
     facts = {"run": request.name} | {key: result[key] for key in shown}
     path = write_report(request.run_dir, f"Run {request.name}", facts, to_dict(request.config))
     result["report"] = str(path) if path else None

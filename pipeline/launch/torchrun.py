@@ -44,6 +44,7 @@ from pipeline.launch.setting_flags import split_settings
 from pipeline.launch.stop_signals import StopSignals
 from pipeline.recipes import recipe
 from pipeline.settings import with_settings
+from pipeline.tracking.incidents import read_account
 from pipeline.train.checkpoint import best_checkpoint
 from pipeline.train.loop import fit
 from pipeline.train.reduce import broadcast_object
@@ -52,7 +53,7 @@ from pipeline.world import World
 
 FIELDS = (
     "miou", "pixel_accuracy", "step", "samples_per_s", "data_wait_share", "checkpoint", "shards",
-    "quarantined",
+    "quarantined", "goodput", "incidents",
 )  # fmt: skip
 
 
@@ -123,6 +124,8 @@ def train(result: Result, argv: Sequence[str], world: World) -> None:
         result |= {key: value for key, value in ended.items() if key in FIELDS}
         best = best_checkpoint(run_dir)
         result["checkpoint"] = str(best) if best else None
+        if world.is_main:
+            result |= read_account(run_dir).values()
     if ended["status"] == "preempted":
         raise Preempted(f"stopped at step {ended['step']} after a checkpoint; type the same to go on")
 
@@ -179,8 +182,12 @@ def _read(argv: Sequence[str]) -> tuple[Config, str, Path]:
 def _refuse_settings_of_ray(typed: Iterable[str]) -> None:
     """Raises ConfigError for a typed setting that only the train job obeys."""
     for name in typed:
-        if name == "launch.max_failures":
+        if name in ("launch.max_failures", "launch.spares"):
             raise ConfigError(f"--{name} does nothing here: torchrun restarts by its own --max-restarts")
+        if name.startswith("launch.deadline."):
+            raise ConfigError(
+                f"--{name} does nothing here: a rank that hangs is ended by --launch.collective_timeout_s"
+            )
         if name.startswith("tracking."):
             raise ConfigError(f"--{name} does nothing here: this command keeps a journal and no MLflow")
 

@@ -41,9 +41,12 @@ logger = logging.getLogger(__name__)
 FIELDS = (
     "miou", "pixel_accuracy", "step", "samples_per_s", "data_wait_share", "run_id", "tracking_uri",
     "model_uri", "checkpoint", "shards", "report", "restarts", "quarantined",
+    "goodput", "incidents",
 )  # fmt: skip
 """The train job's own keys of its RESULT line."""
 
+WORKER_SETUP = "pipeline.launch.spares.load_everything"
+"""What every worker process of the job runs first: those in reserve have nothing left to import."""
 MODEL_NAME = "tracking.registered_model"
 NOT_YET = ("--init-from", "--extend")
 """Flags of the interface that this version does not have."""
@@ -126,7 +129,7 @@ def train(result: Result, argv: Sequence[str]) -> None:
         room_here = local_room()
         if room_here is not None:  # a head takes many seconds to start
             plan_workers(request.workers, request.config, room_here)
-        with connected() as room:
+        with connected(WORKER_SETUP) as room:
             signals.listen()
             workers = plan_workers(request.workers, request.config, room)
             check_shared(request.run_dir, request.shards)

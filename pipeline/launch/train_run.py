@@ -7,13 +7,15 @@ import logging
 from pipeline.data.quarantine import num_quarantined
 from pipeline.errors import Preempted
 from pipeline.launch.job import Result
-from pipeline.launch.ray_train import Launch, train_on_ray
+from pipeline.launch.ray_attempt import Launch
+from pipeline.launch.ray_train import train_on_ray
 from pipeline.launch.run_folder import GIT_COMMIT, write_json
 from pipeline.launch.run_record import describe, publish, report
 from pipeline.launch.stop_signals import StopSignals
 from pipeline.launch.train_job import Request, git_commit
 from pipeline.launch.workers import Workers
 from pipeline.settings import config_hash
+from pipeline.tracking.incidents import read_account
 from pipeline.tracking.mlflow_store import Status
 from pipeline.tracking.mlflow_sync import MlflowRun
 from pipeline.train.checkpoint import best_checkpoint, newest_checkpoint
@@ -41,7 +43,10 @@ def train_run(request: Request, workers: Workers, signals: StopSignals, result: 
         launch = Launch(request.config, request.shards, request.run_dir, workers, run.page)
         trained = train_on_ray(launch, signals)
         ended = {key: trained.fit[key] for key in FIT_FIELDS}
-        result |= ended | {"restarts": trained.restarts}
+        account = read_account(request.run_dir)
+        result |= ended | {"restarts": trained.restarts} | account.values()
+        if line := account.line():
+            logger.info("[event] %s", line)
         checkpoint = best_checkpoint(request.run_dir) or newest_checkpoint(request.run_dir)
         result["checkpoint"] = str(checkpoint) if checkpoint else None
         if trained.fit["status"] == "preempted":

@@ -160,12 +160,18 @@ def read_journal(run_dir: Path) -> list[Record]:
     that was killed is expected to be torn, any other is logged as a warning.
     """
     kept: list[Record] = []
-    for path in sorted((run_dir / FOLDER).glob("*.jsonl"), key=lambda p: (_number(p), p.name)):
-        for record in _read_lines(path):
+    for _, records in read_attempts(run_dir):
+        for record in records:
             if isinstance(record, Event) and record.name == START:
                 kept = [old for old in kept if not _rolled_back(old, record.step)]
             kept.append(record)
     return _newest_of_each(kept)
+
+
+def read_attempts(run_dir: Path) -> list[tuple[str, list[Record]]]:
+    """Each attempt's name and all that it recorded, what was rolled back too; drivers have files as well."""
+    paths = sorted((run_dir / FOLDER).glob("*.jsonl"), key=lambda path: (_number(path), path.name))
+    return [(path.stem.partition("-")[2], _read_lines(path)) for path in paths]
 
 
 def committed_step(records: Sequence[Record]) -> int:

@@ -20,6 +20,7 @@ from mlflow.entities import Metric
 
 from pipeline.errors import one_line, without_credentials
 from pipeline.tracking.confusion_picture import confusion_png
+from pipeline.tracking.incidents import COLUMNS, read_account
 from pipeline.tracking.journal import (
     FOLDER,
     Event,
@@ -235,6 +236,8 @@ class MlflowRun:
         tables = {f"tables/{key.replace('/', '-')}.json": (r.columns, r.rows) for key, r in changed.items()}
         events = [r for r in records if isinstance(r, Event)]
         tables["tables/events.json"] = _event_table(events)
+        if incidents := read_account(self._description.run_dir).rows():
+            tables["tables/incidents.json"] = COLUMNS, incidents
         store.send_tables(run_id, tables)
         for key, record in changed.items():
             if key.endswith(CONFUSION_SUFFIX):

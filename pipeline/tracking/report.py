@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from pipeline.tracking.confusion_picture import row_shares
+from pipeline.tracking.incidents import COLUMNS, Account, read_account
 from pipeline.tracking.journal import Event, Metrics, Picture, Record, Table, read_journal
 from pipeline.tracking.svg_chart import Points, line_chart, shown
 
@@ -82,6 +83,7 @@ def _page(run_dir: Path, title: str, facts: Mapping[str, object], config: Mappin
         "IoU by class": "".join(_per_class(t) for key, t in tables.items() if key.endswith(PER_CLASS)),
         "Scenes": _pictures(run_dir, records),
         "Confusion": "".join(_confusion(t) for key, t in tables.items() if key.endswith(CONFUSION)),
+        "Incidents": _incidents(read_account(run_dir)),
         "What happened": _events([r for r in records if isinstance(r, Event)]),
         "Settings": _settings(config),
     }
@@ -168,6 +170,16 @@ def _pictures(run_dir: Path, records: Sequence[Record]) -> str:
             f'<img alt="{escape(key)}" src="data:image/jpeg;base64,{data}"></figure>'
         )
     return f'<div class="pictures">{"".join(figures)}</div>' if figures else ""
+
+
+def _incidents(account: Account) -> str:
+    lines = [
+        "".join(f"<td>{'' if cell is None else escape(_plain(cell))}</td>" for cell in row)
+        for row in account.rows()
+    ]
+    head = "".join(f"<th>{column.replace('_', ' ')}</th>" for column in COLUMNS)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<p class="soft">{account.line()}.</p><table><tr>{head}</tr>{body}</table>' if lines else ""
 
 
 def _events(events: Sequence[Event]) -> str:

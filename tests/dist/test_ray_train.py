@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -18,8 +19,9 @@ from pipeline.tracking.journal import Event, Metrics, Record, read_journal
 from pipeline.train.checkpoint import newest_checkpoint, read_checkpoint
 
 pytestmark = pytest.mark.cluster
-LONG = ["--train.steps", "300", "--train.checkpoint_every", "20", "--train.evaluate_every", "300"]
-LONG += ["--register", ""]  # these tests are not about registration, which takes its time
+SAVED_OFTEN = ["--train.checkpoint_every", "20", "--train.evaluate_every", "300"]
+SAVED_OFTEN += ["--register", ""]  # these tests are not about registration, which takes its time
+LONG = ["--train.steps", "300", *SAVED_OFTEN]
 SHORT = ["--train.steps", "12", "--train.checkpoint_every", "4", "--train.evaluate_every", "6"]
 
 
@@ -29,6 +31,15 @@ def events(records: list[Record], name: str) -> list[Event]:
 
 def train_workers(cluster: LocalCluster) -> list[psutil.Process]:
     return [process for process in cluster.processes() if "RayTrainWorker" in process.name() + title(process)]
+
+
+def reserve(cluster: LocalCluster) -> set[int]:
+    """Idle worker processes that have torch loaded."""
+    return {
+        process.pid
+        for process in cluster.processes()
+        if title(process).startswith("ray::IDLE") and process.memory_info().rss > 250 << 20
+    }
 
 
 def title(process: psutil.Process) -> str:
@@ -43,6 +54,7 @@ def test_job_trains_on_two_workers_and_tracks_one_run_and_repeats_as_a_no_op(
     assert result["job"] == "train"
     assert result["step"] == 12
     assert result["restarts"] == 0
+    assert (result["incidents"], result["goodput"]) == ([], 1.0)
     assert 0 < result["miou"] <= 1
     assert Path(result["report"]).stat().st_size > 1000
     checkpoint = Path(result["checkpoint"])
@@ -78,6 +90,11 @@ def test_killed_worker_costs_a_restart_from_the_newest_commit(start_job, ray_hea
     assert result["restarts"] == 1
     assert result["step"] == 300
     assert " lost → restarted in " in job.text
+    (incident,) = result["incidents"]
+    assert re.fullmatch(r"rank [01] lost", incident["cause"])
+    assert incident["phase"] in ("data", "step", "checkpoint")
+    assert 0 < result["goodput"] < 1
+    assert f"goodput {result['goodput']:.2f}" in job.text
     records = read_journal(run_dir)
     resumed = events(records, "start")[-1].step
     assert resumed >= 40
@@ -87,6 +104,35 @@ def test_killed_worker_costs_a_restart_from_the_newest_commit(start_job, ray_hea
         record.step for record in records if isinstance(record, Metrics) and "train/loss" in record.values
     ]
     assert curve == list(range(2, 301, 2)), "each point of the curve once, none missing"
+
+
+def test_rank_that_hangs_is_named_killed_and_costs_a_restart(start_job, ray_head, tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs" / "hung"
+    job = start_job("--name", "hung", "--workers", "2", *LONG)
+    job.wait_until(lambda: len(events(read_journal(run_dir), "commit")) >= 1)
+    stopped = train_workers(ray_head)[-1]
+    stopped.suspend()
+    result = job.result()
+    assert result["status"] == "ok", job.text
+    assert (result["restarts"], result["step"]) == (1, 300)
+    assert not stopped.is_running(), "the stopped process is gone, with what it held"
+    (failure,) = events(read_journal(run_dir), "failure")
+    assert re.fullmatch(r"rank [01] hung \(silent for \d+\.\ds in (data|step)\)", failure.fields["lost"])
+    assert f"[event] {failure.fields['lost']} → restarted in " in job.text
+    (incident,) = result["incidents"]
+    assert incident["cause"] == failure.fields["lost"]
+    assert incident["recover_s"] > failure.fields["stood_s"] > 5.0, "the silence is part of it"
+
+
+def test_restart_is_made_of_processes_in_reserve(start_job, ray_head, tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs" / "reserve"
+    job = start_job("--name", "reserve", "--workers", "2", "--train.steps", "1000000", *SAVED_OFTEN)
+    job.wait_until(lambda: len(reserve(ray_head)) >= 5, 180)
+    job.wait_until(lambda: len(events(read_journal(run_dir), "commit")) >= 1)
+    waiting = reserve(ray_head)
+    train_workers(ray_head)[0].kill()
+    job.wait_until(lambda: len(events(read_journal(run_dir), "start")) == 2, 180)
+    assert {process.pid for process in train_workers(ray_head)} < waiting
 
 
 def test_stopped_job_checkpoints_and_its_rerun_goes_on_at_the_next_sample(start_job, tmp_path: Path) -> None:

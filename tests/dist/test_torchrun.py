@@ -32,7 +32,9 @@ def words(shards: str, runs: Path, **more: object) -> list[str]:
     return ["--shards", shards, "--runs", str(runs), "--name", "x", *flags]
 
 
-def run_two_ranks(argv: list[str], program: Sequence[str] = ("-m", "pipeline.launch.torchrun")) -> list[tuple[int, str, str]]:
+def run_two_ranks(
+    argv: list[str], program: Sequence[str] = ("-m", "pipeline.launch.torchrun")
+) -> list[tuple[int, str, str]]:
     """Exit code, output and errors of each rank, without torchrun, which makes one code of both."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
