@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.config import Config, require
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.loader import TrainLoader
+from pipeline.data.plan import StepParts
 from pipeline.data.quarantine import Quarantine, quarantine_limit
 from pipeline.data.unindexed import UnindexedLoader
 from pipeline.errors import CheckpointError, WorldStateError, one_line
@@ -122,7 +123,8 @@ def _build_loader(
     config: Config, training: ShardDataset, quarantine: Quarantine, world: World, device: torch.device
 ) -> TrainLoader | UnindexedLoader:
     batch_per_rank = config.train.micro_batch_per_rank(world.size)
-    num_micro_batches = config.train.micro_batches_per_rank(world.size)
+    elastic = config.train.determinism == "elastic"
+    parts = StepParts(config.train.micro_batches_per_rank(world.size), virtual_shards=elastic)
     on_device = config.data.colour == "device" or (config.data.colour == "auto" and device.type == "cuda")
     data = replace(config.data, colour="device" if on_device else "loader")
     if config.data.unindexed_train:
@@ -132,7 +134,7 @@ def _build_loader(
         )  # fmt: skip
     return TrainLoader(
         training, data, config.train.seed, world, batch_per_rank,
-        micro_batches=num_micro_batches, quarantine=quarantine,
+        parts=parts, quarantine=quarantine,
     )  # fmt: skip
 
 
