@@ -79,6 +79,9 @@ class Surroundings:
     def phase(self, name):
         return nullcontext()
 
+    def mark(self, point, step):
+        pass
+
     def stop_requested(self):
         self.steps_begun += 1
         return self.stop_step is not None and self.steps_begun >= self.stop_step

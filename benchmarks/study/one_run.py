@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import platform
-import secrets
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import torch
 
 from pipeline.config import Config
 from pipeline.errors import NonFiniteLossError
+from pipeline.launch.fence import begin_attempt
 from pipeline.launch.run_context import JournaledContext
 from pipeline.launch.stop_signals import StopSignals
 from pipeline.settings import from_dict
@@ -97,7 +97,7 @@ def train(spec: RunSpec, config: Config, work: Path) -> bool:
         def stop_wanted() -> bool:
             return signals.stop_wanted() or os.getppid() != parent
 
-        context = JournaledContext(run_dir, World(), secrets.token_hex(4), stop_wanted=stop_wanted)
+        context = JournaledContext(run_dir, World(), begin_attempt(run_dir), stop_wanted=stop_wanted)
         try:
             return fit(config, str(work / spec.shards), run_dir, context).status == "ok"
         finally:

@@ -119,7 +119,12 @@ class HeadConfig:
     def __post_init__(self) -> None:
         require(8 <= self.dim <= 4096, f"model.head.dim must be 8..4096, got {self.dim}")
         require(0.0 <= self.dropout < 1.0, f"model.head.dropout must be in [0, 1), got {self.dropout}")
-        for name in ("tau", "assignment_temperature", "n0"):
+        require(
+            1e-4 <= self.assignment_temperature <= 1e4,
+            "model.head.assignment_temperature must be in [0.0001, 10000], got "
+            f"{self.assignment_temperature}; its limit at 0 is --model.head.assignment hard",
+        )
+        for name in ("tau", "n0"):
             value = getattr(self, name)
             require(0.0 < value < math.inf, f"model.head.{name} must be above 0, got {value}")
         for name in ("lambda_coarse", "lambda_balanced", "lambda_inter", "lambda_intra"):

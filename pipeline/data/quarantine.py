@@ -52,6 +52,11 @@ def num_quarantined(run_dir: Path) -> int:
     return len(_listed(run_dir / FILE_NAME))
 
 
+def listed(run_dir: Path) -> list[dict[str, str]]:
+    """Key, shard and error of each line of that list."""
+    return _lines(run_dir / FILE_NAME)
+
+
 class Quarantine:
     """One rank's notes of damaged samples, in a file that all ranks of all attempts append to.
 

@@ -6,6 +6,7 @@ is not installed.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import warnings
@@ -31,14 +32,15 @@ EXAMPLE_PX = 64
 
 def export_model(checkpoint: Path, folder: Path) -> Path:
     """Write the model to predict with, averaged weights where there are, as `folder`; replaces an older."""
-    _, weights = read_model(checkpoint)
+    card, weights = read_model(checkpoint)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
         part = Path(temporary) / folder.name
         part.mkdir()
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, part / WEIGHTS)
         (part / WEIGHTS).chmod(0o644)  # safetensors gives the owner alone access; teammates load models too
-        shutil.copyfile(checkpoint / MODEL_CARD, part / MODEL_CARD)
+        # Not the checkpoint's file: its score lies beside it.
+        (part / MODEL_CARD).write_text(json.dumps(card.to_dict(), indent=1, sort_keys=True) + "\n")
         if folder.exists():
             shutil.rmtree(folder)
         part.rename(folder)

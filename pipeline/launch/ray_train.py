@@ -29,6 +29,7 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from pipeline.config import Config
 from pipeline.errors import PipelineError
+from pipeline.launch.fence import begin_attempt
 from pipeline.launch.log_follower import LogFollower
 from pipeline.launch.run_context import JournaledContext, log_file, log_to_file, request_stop
 from pipeline.launch.staging import stage_on_nodes
@@ -94,14 +95,13 @@ def train_on_ray(launch: Launch, signals: StopSignals) -> Trained:
     that outlived all restarts.
     """
     stage_on_nodes(launch.config, launch.shards, launch.run_dir, launch.workers, signals)
-    token = secrets.token_hex(3)
-    journal = Journal(launch.run_dir, f"driver-{token}")
+    journal = Journal(launch.run_dir, f"driver-{secrets.token_hex(3)}")
     try:
         failure: Failure | None = None
         for restarts in range(launch.config.launch.max_failures + 1):
             begun = partial(_note_restart, launch.run_dir, journal, failure)
             try:
-                return Trained(_attempt(launch, f"{token}{restarts}", signals, begun), restarts)
+                return Trained(_attempt(launch, begin_attempt(launch.run_dir), signals, begun), restarts)
             except (RayError, TrainingFailedError) as error:
                 last = restarts == launch.config.launch.max_failures or signals.stop_wanted()
                 _raise_unless_retryable(error, last=last)

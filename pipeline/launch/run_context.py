@@ -1,7 +1,7 @@
 """The surroundings of one rank, kept in the run's folder: what Ray Train and torchrun both use.
 
-Rank 0 writes the journal; every rank hears a stop by a file in the run's folder, which reaches
-workers on other nodes wherever their checkpoints do.
+Rank 0 writes the journal, as long as no later attempt has begun; every rank hears a stop by a file in
+the run's folder, which reaches workers on other nodes wherever their checkpoints do.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.tracking.journal import Journal
-from pipeline.train.context import Phase
+from pipeline.errors import WorldStateError
+from pipeline.launch.fence import newest_token, refuse_superseded, token_of
+from pipeline.tracking.journal import FOLDER, Journal
+from pipeline.tracking.seal import seal_journals
+from pipeline.train.context import Phase, SavePoint
 from pipeline.world import World
 
 STOP_POLL_S = 0.5
@@ -35,15 +38,24 @@ class JournaledContext:
         stop_wanted: Callable[[], bool] = lambda: False,
     ) -> None:
         self._world = world
+        self._run_dir = run_dir
         self._attempt = attempt
         self._tracking = tracking
-        self._journal = Journal(run_dir, attempt) if world.is_main else None
+        self._journal = self._open_journal() if world.is_main else None
         self._stop_file = stop_file(run_dir, attempt)
         self._stop_wanted = stop_wanted
         self._stop = False
         self._last_look_s = -STOP_POLL_S
         self._last_step = 0
         self.phase_s: dict[Phase, float] = {}
+
+    def _open_journal(self) -> Journal:
+        """The journal of this attempt, after those of earlier ones were ended."""
+        refuse_superseded(self._run_dir, self._attempt)
+        token = token_of(self._attempt)
+        with self._clear_errors():
+            seal_journals(self._run_dir, lambda attempt: 0 < token_of(attempt) < token)
+            return Journal(self._run_dir, self._attempt)
 
     @property
     def world(self) -> World:
@@ -69,6 +81,13 @@ class JournaledContext:
         finally:
             self.phase_s[name] = self.phase_s.get(name, 0.0) + time.monotonic() - start_s
 
+    def mark(self, point: SavePoint, step: int) -> None:
+        """Refuse to go on once a later attempt has begun; flush the journal before a commit."""
+        if self._journal:
+            refuse_superseded(self._run_dir, self._attempt)
+            if point == "before_commit":
+                self._journal.flush()
+
     def stop_requested(self) -> bool:
         """True once the stop file was seen, or this process heard a signal.
 
@@ -82,32 +101,46 @@ class JournaledContext:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record scalars on rank 0."""
-        if self._journal:
-            self._last_step = step
-            self._journal.metrics(step, values)
+        self._record(lambda journal: journal.metrics(step, values), step)
 
     def event(self, name: str, step: int, **fields: object) -> None:
         """Record something that happened, on rank 0."""
-        if self._journal:
-            self._last_step = step
-            self._journal.event(name, step, **fields)
+        self._record(lambda journal: journal.event(name, step, **fields), step)
 
     def picture(self, key: str, step: int, image_HW3: NDArray[np.uint8]) -> None:
         """Record an RGB picture on rank 0."""
-        if self._journal:
-            self._journal.picture(key, step, image_HW3)
+        self._record(lambda journal: journal.picture(key, step, image_HW3), step)
 
     def table(self, key: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Record a small table on rank 0."""
-        if self._journal:
-            self._journal.table(key, step, columns, rows)
+        self._record(lambda journal: journal.table(key, step, columns, rows), step)
 
     def close(self) -> None:
         """Record how long each phase took, and close the journal."""
         if self._journal:
             seconds = {name: round(total_s, 3) for name, total_s in self.phase_s.items()}
-            self._journal.event("phases", self._last_step, seconds=seconds)
+            with suppress(OSError):  # whatever ended the attempt is on its way already
+                if newest_token(self._run_dir) <= token_of(self._attempt):
+                    self._journal.event("phases", self._last_step, seconds=seconds)
             self._journal.close()
+
+    def _record(self, write: Callable[[Journal], None], step: int) -> None:
+        if self._journal:
+            refuse_superseded(self._run_dir, self._attempt)
+            self._last_step = step
+            with self._clear_errors():
+                write(self._journal)
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        """Raises WorldStateError for a disk that refuses."""
+        try:
+            yield
+        except OSError as error:
+            raise WorldStateError(
+                f"cannot record in {self._run_dir / FOLDER}: {error.strerror or error}; make room, then run "
+                "the same command again to go on from the newest whole checkpoint"
+            ) from error
 
 
 def stop_file(run_dir: Path, attempt: str) -> Path:

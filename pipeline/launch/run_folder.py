@@ -1,6 +1,6 @@
 """The folder of a run: who may write to it, and whether what was typed is the run that it holds.
 
-`<runs>/<name>/` has checkpoints, journal, pictures, trace, log, config.json, result.json and
+`<runs>/<name>/` has attempts, checkpoints, journal, pictures, trace, log, config.json, result.json and
 report.html. One live job holds it at a time, by a lock that dies with its process; a name stands
 for one config, so running it again goes on with it or tells what it gave.
 """

@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import logging
 import os
-import secrets
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from pipeline.config import Config
 from pipeline.data.quarantine import num_quarantined
 from pipeline.errors import ConfigError, PipelineError, Preempted, one_line
 from pipeline.idle_settings import refuse_idle_settings
+from pipeline.launch.fence import begin_attempt
 from pipeline.launch.job import Result, run_job, tell
 from pipeline.launch.paths import resolve_path, resolve_settings
 from pipeline.launch.preflight import check_addresses, check_run
@@ -112,9 +112,8 @@ def train(result: Result, argv: Sequence[str], world: World) -> None:
             timeout = timedelta(seconds=config.launch.collective_timeout_s)
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
             stack.callback(dist.destroy_process_group)
-        config = _hold_run(config, shards, run_dir, world, stack)
+        config, attempt = _hold_run(config, shards, run_dir, world, stack)
         signals = stack.enter_context(StopSignals())
-        attempt = broadcast_object(secrets.token_hex(4), world)
         context = JournaledContext(run_dir, world, attempt, stop_wanted=signals.stop_wanted)
         stack.callback(context.close)
         try:
@@ -128,13 +127,18 @@ def train(result: Result, argv: Sequence[str], world: World) -> None:
         raise Preempted(f"stopped at step {ended['step']} after a checkpoint; type the same to go on")
 
 
-def _hold_run(config: Config, shards: str, run_dir: Path, world: World, stack: ExitStack) -> Config:
-    """The config as it is recorded, from rank 0, which checks the run and holds its folder. A collective.
+def _hold_run(
+    config: Config, shards: str, run_dir: Path, world: World, stack: ExitStack
+) -> tuple[Config, str]:
+    """The config as it is recorded and the attempt's name, from rank 0. A collective.
+
+    Rank 0 checks the run and holds its folder.
 
     Raises rank 0's error there, and _RefusedByRankZero elsewhere: a rank that heard nothing would wait
     for rank 0 until it is killed.
     """
     refusal: PipelineError | None = None
+    attempt = ""
     if world.is_main:
         try:
             config = with_architecture(config, run_dir)
@@ -143,14 +147,16 @@ def _hold_run(config: Config, shards: str, run_dir: Path, world: World, stack: E
             stack.enter_context(lease(run_dir))
             refuse_other_run(run_dir, wanted)
             write_json(run_dir / "config.json", wanted)
+            attempt = begin_attempt(run_dir)
         except PipelineError as error:
             refusal = error
-    exit_code, config = broadcast_object((refusal.exit_code if refusal else 0, config), world)
+    said = (refusal.exit_code if refusal else 0, config, attempt)
+    exit_code, config, attempt = broadcast_object(said, world)
     if refusal:
         raise refusal
     if exit_code:
         raise _RefusedByRankZero(exit_code)
-    return config
+    return config, attempt
 
 
 def _read(argv: Sequence[str]) -> tuple[Config, str, Path]:

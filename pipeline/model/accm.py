@@ -116,19 +116,19 @@ class AdaptiveClassCenters(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(
-        self, pixel_BDN: Tensor, coarse_BKN: Tensor, ignored_BN: Tensor | None = None
+        self, pixel_BND: Tensor, coarse_BKN: Tensor, ignored_BN: Tensor | None = None
     ) -> tuple[Tensor, SceneState | None]:
         """C (B, K, D), and the scene that it was made from: None with fusion `off`.
 
         Pixels that are True in `ignored_BN` stay out of the scene.
         """
-        global_BKD = self.global_center_KD[None].expand(pixel_BDN.shape[0], -1, -1)
+        global_BKD = self.global_center_KD[None].expand(pixel_BND.shape[0], -1, -1)
         if self.fusion == "off":
             return global_BKD, None
-        scene = self.gather(pixel_BDN, coarse_BKN, ignored_BN)
+        scene = self.gather(pixel_BND, coarse_BKN, ignored_BN)
         return self.fuse(scene, global_BKD), scene
 
-    def gather(self, pixel_BDN: Tensor, coarse_BKN: Tensor, ignored_BN: Tensor | None) -> SceneState:
+    def gather(self, pixel_BND: Tensor, coarse_BKN: Tensor, ignored_BN: Tensor | None) -> SceneState:
         """Mass, scene centers and reliability.
 
         m = sum_p W, S = sum_p W x / max(m, tiny). With `pixel-softmax`, S = sum_p softmax_p(A / T_a) x;
@@ -138,14 +138,13 @@ class AdaptiveClassCenters(nn.Module):
         if ignored_BN is not None:
             weight_BKN = weight_BKN.masked_fill(ignored_BN[:, None, :], 0.0)
         mass_BK = weight_BKN.sum(2)
-        pixel_BND = pixel_BDN.transpose(1, 2)
         if self.assignment == "pixel-softmax":
             center_BKD = torch.bmm(share_of_pixels(coarse_BKN, self.temperature, ignored_BN), pixel_BND)
         else:
             center_BKD = torch.bmm(weight_BKN, pixel_BND) / mass_BK.clamp_min(LEAST_MASS)[..., None]
         if self.fusion in ("gate", "residual-mlp"):
             # An n0 too small for the type leaves 0 / 0 for a class without mass.
-            trusted_from_BK = mass_BK + self.n0 * pixel_BDN.shape[2]
+            trusted_from_BK = mass_BK + self.n0 * pixel_BND.shape[1]
             reliability_BK = mass_BK / trusted_from_BK.clamp_min(torch.finfo(mass_BK.dtype).tiny)
         else:
             reliability_BK = torch.ones_like(mass_BK)

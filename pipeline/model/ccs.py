@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pipeline.config import HeadConfig
 from pipeline.model.accm import AdaptiveClassCenters
 from pipeline.model.output import SceneState
-from pipeline.model.similarity import at_least_float32, cosine
+from pipeline.model.similarity import at_least_float32, cosine, pixel_rows
 
 
 class Comparison(NamedTuple):
@@ -35,6 +35,8 @@ class Comparison(NamedTuple):
     """G, the learned part of C."""
     scene: SceneState | None
     """The scene's part of C; None with fusion `off`."""
+    cosine_BNK: Tensor | None
+    """cos(x, C), where the similarity is that."""
 
 
 class ClassCenterSimilarity(nn.Module):
@@ -65,26 +67,29 @@ class ClassCenterSimilarity(nn.Module):
     ) -> Comparison:
         """Logits and centers of a batch; pixels that are True in `ignored_Bhw` stay out of the scenes."""
         with torch.autocast(pixel_BDhw.device.type, enabled=False):
-            pixel_BDN = at_least_float32(pixel_BDhw).flatten(2)
+            pixel_BND = pixel_rows(at_least_float32(pixel_BDhw))
             coarse_BKN = at_least_float32(coarse_BKhw).flatten(2)
             ignored_BN = None if ignored_Bhw is None else ignored_Bhw.flatten(1)
-            centers_BKD, scene = self.centers(pixel_BDN, coarse_BKN, ignored_BN)
-            logits_BKN = self.compare(centers_BKD, pixel_BDN)
-        logits_BKhw = logits_BKN.unflatten(2, pixel_BDhw.shape[2:])
-        return Comparison(logits_BKhw, centers_BKD, self.centers.global_center_KD, scene)
+            centers_BKD, scene = self.centers(pixel_BND, coarse_BKN, ignored_BN)
+            similarity_BNK = self.compare(pixel_BND, centers_BKD)
+            logits_BNK = self.scale(similarity_BNK)
+        # Rows, columns, then classes in memory: a view of (B, K, N) would have another stride for one image,
+        # by which torch takes it for something else and copies it at every turn.
+        logits_BKhw = logits_BNK.unflatten(1, pixel_BDhw.shape[2:]).permute(0, 3, 1, 2)
+        cosine_BNK = similarity_BNK if self.similarity == "cosine" else None
+        return Comparison(logits_BKhw, centers_BKD, self.centers.global_center_KD, scene, cosine_BNK)
 
-    def compare(self, center_BKD: Tensor, pixel_BDN: Tensor) -> Tensor:
-        """Z (B, K, N)."""
+    def compare(self, pixel_BND: Tensor, center_BKD: Tensor) -> Tensor:
+        """(B, N, K): how similar each pixel is to each center."""
         if self.similarity == "cosine":
-            similarity_BKN = cosine(center_BKD, pixel_BDN)
-        else:
-            # Pixel by pixel, as `cosine` does: for one image that is not channels-last, torch's BatchNorm on
-            # CPUs misreads the sum of gradients of two layouts.
-            similarity_BNK = torch.bmm(pixel_BDN.transpose(1, 2), center_BKD.transpose(1, 2))
-            similarity_BKN = similarity_BNK.transpose(1, 2)
+            return cosine(pixel_BND, center_BKD)
+        return torch.bmm(pixel_BND, center_BKD.transpose(1, 2))
+
+    def scale(self, similarity_BNK: Tensor) -> Tensor:
+        """Z (B, N, K)."""
         tau = self.fixed_tau if self.log_tau is None else self.log_tau.exp()
-        logits_BKN = tau * similarity_BKN + self.bias_K[:, None]
+        logits_BNK = tau * similarity_BNK + self.bias_K
         if self.class_norm is None:
-            return logits_BKN
-        normalised_BNK: Tensor = self.class_norm(logits_BKN.transpose(1, 2))
-        return normalised_BNK.transpose(1, 2)
+            return logits_BNK
+        normalised_BNK: Tensor = self.class_norm(logits_BNK)
+        return normalised_BNK

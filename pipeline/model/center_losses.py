@@ -20,7 +20,7 @@ from pipeline.config import HeadConfig
 from pipeline.model.denominators import Denominators, divided, pixel_mean
 from pipeline.model.output import SegmenterOutput
 from pipeline.model.pixel_labels import Presence
-from pipeline.model.similarity import cosine, unit
+from pipeline.model.similarity import cosine, pixel_rows, unit
 
 RELATION_THRESHOLD = 0.5
 """CAR's: similarity that a center may give to all others together before `softmax_relation` counts it."""
@@ -111,33 +111,43 @@ def softmax_relation(query_BKD: Tensor, key_BKD: Tensor, present_BK: Tensor) -> 
 
 
 def intra_class(
-    feature_BDhw: Tensor, center_BKD: Tensor, where: Presence, denominators: Denominators, config: HeadConfig
+    output: SegmenterOutput,
+    center_BKD: Tensor,
+    where: Presence,
+    denominators: Denominators,
+    config: HeadConfig,
 ) -> Tensor:
     """L_intra of this part: the mean, of the kind `intra_mean`, of the distance of x_p from C_k.
 
     With `detach_center` the pixels move and the centers stay.
     """
-    pixel_BDN = feature_BDhw.flatten(2)
-    if config.detach_center:
-        center_BKD = center_BKD.detach()
-    own_BN = where.own_BN
-    if config.intra_form == "cosine":
-        distance_BN = cosine_distance(pixel_BDN, center_BKD, own_BN, config.q)
-    elif config.intra_form == "l1":
-        distance_BN = l1_distance(pixel_BDN, center_BKD, own_BN)
+    if config.intra_form == "l1":
+        center_BKD = center_BKD.detach() if config.detach_center else center_BKD
+        distance_BN = l1_distance(output.features_BDhw.flatten(2), center_BKD, where.own_BN)
     else:
-        distance_BN = cross_entropy_distance(pixel_BDN, center_BKD, own_BN, config.tau)
+        cosine_BNK = _pixel_cosine(output, center_BKD, config)
+        if config.intra_form == "cosine":
+            distance_BN = cosine_distance(cosine_BNK, where.own_BN, config.q)
+        else:
+            distance_BN = cross_entropy_distance(cosine_BNK, where.own_BN, config.tau)
     return pixel_mean(distance_BN, where, denominators, config.intra_mean)
 
 
-def cosine_distance(pixel_BDN: Tensor, center_BKD: Tensor, own_BN: Tensor, q: int) -> Tensor:
+def _pixel_cosine(output: SegmenterOutput, center_BKD: Tensor, config: HeadConfig) -> Tensor:
+    """(B, N, K): cosines of pixels and loss centers; the prediction's own wherever they are the same."""
+    if output.cosine_BNK is not None and config.center_source == "accm" and not config.detach_center:
+        return output.cosine_BNK
+    center_BKD = center_BKD.detach() if config.detach_center else center_BKD
+    return cosine(pixel_rows(output.features_BDhw), center_BKD)
+
+
+def cosine_distance(cosine_BNK: Tensor, own_BN: Tensor, q: int) -> Tensor:
     """(B, N): (1 - cos(x_p, C_k))^q of each pixel and the center of its class `own_BN`; 0..2^q.
 
     0 exactly where the pixel points towards its center, however long either is.
     Source: the abstract's "intra-class distance"; the form is ours.
     """
-    similarity_BN = cosine(center_BKD, pixel_BDN).gather(1, own_BN[:, None]).squeeze(1)
-    return (1.0 - similarity_BN).pow(q)
+    return (1.0 - cosine_BNK.gather(2, own_BN[..., None]).squeeze(2)).pow(q)
 
 
 def l1_distance(pixel_BDN: Tensor, center_BKD: Tensor, own_BN: Tensor) -> Tensor:
@@ -154,7 +164,7 @@ def l1_distance(pixel_BDN: Tensor, center_BKD: Tensor, own_BN: Tensor) -> Tensor
     return (pixel_BDN - center_BDN).abs().mean(1)
 
 
-def cross_entropy_distance(pixel_BDN: Tensor, center_BKD: Tensor, own_BN: Tensor, tau: float) -> Tensor:
+def cross_entropy_distance(cosine_BNK: Tensor, own_BN: Tensor, tau: float) -> Tensor:
     """(B, N): -log softmax over all K classes of tau cos(x_p, C_k), at the pixel's own class.
 
     Source: scaled cosine softmax, NormFace, arXiv 1704.06369; the nearest in CAR is its "inter-c2p",
@@ -162,7 +172,8 @@ def cross_entropy_distance(pixel_BDN: Tensor, center_BKD: Tensor, own_BN: Tensor
     and is never zero. tau is the setting's, also where the layer learns its own; classes that the image
     lacks compete too, those without a center (`label-image`) at cosine 0.
     """
-    return F.cross_entropy(tau * cosine(center_BKD, pixel_BDN), own_BN, reduction="none")
+    loss_P = F.cross_entropy((tau * cosine_BNK).flatten(0, 1), own_BN.flatten(), reduction="none")
+    return loss_P.view(own_BN.shape)
 
 
 def _center_cosine(center_BKD: Tensor) -> Tensor:

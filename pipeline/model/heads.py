@@ -102,8 +102,8 @@ class CcsHead(nn.Module):
             assert label_BHW is not None, "mask_ignored needs the labels in the forward pass"
             height, width = pixel_BDhw.shape[2:]
             ignored_Bhw = nearest_labels(label_BHW, height, width) == IGNORE
-        logits_BKhw, centers_BKD, global_KD, scene = self.similarity(pixel_BDhw, coarse_BKhw, ignored_Bhw)
-        return SegmenterOutput(logits_BKhw, coarse_BKhw, pixel_BDhw, centers_BKD, global_KD, scene)
+        compared = self.similarity(pixel_BDhw, coarse_BKhw, ignored_Bhw)
+        return SegmenterOutput(compared.logits_BKhw, coarse_BKhw, pixel_BDhw, *compared[1:])
 
 
 def without_centers(logits_BKhw: Tensor, reduced: Reduced, features_BDhw: Tensor) -> SegmenterOutput:

@@ -74,5 +74,5 @@ def _center_terms(
     center_BKD = loss_centers(output, where, config)
     return (
         inter_class(center_BKD, where.present_BK, denominators, config),
-        intra_class(output.features_BDhw, center_BKD, where, denominators, config),
+        intra_class(output, center_BKD, where, denominators, config),
     )

@@ -38,3 +38,5 @@ class SegmenterOutput(NamedTuple):
     """G, the class centers of the whole data set, learned; None likewise."""
     scene: SceneState | None
     """What C was made from; None with fusion `off` and with a head without centers."""
+    cosine_BNK: Tensor | None = None
+    """Cosine of each pixel's feature with each center C; None where the head does not compute it."""

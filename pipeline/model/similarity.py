@@ -25,14 +25,21 @@ def unit(x: Tensor, dim: int) -> Tensor:
     return x * torch.rsqrt(x.square().sum(dim, keepdim=True) + NORM_EPS**2)
 
 
-def cosine(center_BKD: Tensor, pixel_BDN: Tensor) -> Tensor:
-    """(B, K, N): cosine of each center with each pixel's feature.
+def pixel_rows(features_BDhw: Tensor) -> Tensor:
+    """(B, N, D): each pixel's feature as a row, which costs nothing where features are channels-last.
 
-    The lengths of the pixels divide the products, not the features: no second set of those is kept. The
-    product is taken pixel by pixel, as channels-last features lie: so their gradient lies as they do, and
-    is not turned over on its way into the convolution.
+    Elsewhere it is one copy, so that every use has its gradient in one layout: for one image torch's
+    BatchNorm on CPUs misreads the sum of gradients of two.
     """
-    pixel_BND = pixel_BDN.transpose(1, 2)
-    length_BN1 = torch.rsqrt(pixel_BND.square().sum(2, keepdim=True) + NORM_EPS**2)
+    return features_BDhw.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+
+
+def cosine(pixel_BND: Tensor, center_BKD: Tensor) -> Tensor:
+    """(B, N, K): cosine of each pixel's feature with each center.
+
+    The lengths of the pixels divide the products, not the features: no second set of those is kept.
+    """
+    # Not the sum of squares, which would keep them all: the norm's gradient is made of the features alone.
+    length_BN1 = torch.linalg.vector_norm(pixel_BND, dim=2, keepdim=True)
     product_BNK = torch.bmm(pixel_BND, unit(center_BKD, 2).transpose(1, 2))
-    return (product_BNK * length_BN1).transpose(1, 2)
+    return product_BNK * torch.rsqrt(length_BN1.square() + NORM_EPS**2)

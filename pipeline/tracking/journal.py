@@ -7,7 +7,8 @@ of the same name) appends to a file of its own, `<run_dir>/journal/0003-<attempt
 It guarantees that a line which was written survives the death of its process, that one which was
 torn by it is ignored, that everything before a `commit` event survives the death of the machine, and
 that a reader sees each step once: when an attempt begins with the event `start` at step S, what
-earlier attempts recorded after S never happened.
+earlier attempts recorded after S never happened, and what it records at S again (the evaluation that
+was cut off) replaces what they have of it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,16 +100,29 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         last = max((_number(path) for path in folder.glob("*.jsonl")), default=0)
         self.path = folder / f"{last + 1:04d}-{attempt}.jsonl"
-        self._file = self.path.open("x", encoding="utf-8")
+        # Unbuffered: what a full disk refused must not be tried again when the file is closed.
+        self._file = self.path.open("xb", buffering=0)
         self._lock = threading.Lock()
 
     def append(self, record: Record) -> None:
-        """Write one record; a commit event returns only when it is on the disk."""
+        """Write one record; a commit event returns only when it is on the disk. Raises OSError."""
+        line = json.dumps(_to_json(record), separators=(",", ":")).encode() + b"\n"
         with self._lock:
-            self._file.write(json.dumps(_to_json(record), separators=(",", ":")) + "\n")
-            self._file.flush()
+            begin = self._file.tell()
+            try:
+                left = memoryview(line)
+                while left.nbytes:
+                    left = left[self._file.write(left) :]
+            except OSError:
+                self._file.seek(self._file.truncate(begin))  # half a line of a full disk
+                raise
             if isinstance(record, Event) and record.name == COMMIT:
                 os.fsync(self._file.fileno())
+
+    def flush(self) -> None:
+        """Bring all that was recorded to the disk. Raises OSError."""
+        with self._lock:
+            os.fsync(self._file.fileno())
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record scalars."""
@@ -151,7 +165,7 @@ def read_journal(run_dir: Path) -> list[Record]:
             if isinstance(record, Event) and record.name == START:
                 kept = [old for old in kept if not _rolled_back(old, record.step)]
             kept.append(record)
-    return kept
+    return _newest_of_each(kept)
 
 
 def committed_step(records: Sequence[Record]) -> int:
@@ -172,6 +186,25 @@ def committed_step(records: Sequence[Record]) -> int:
 def _rolled_back(record: Record, resumed: int) -> bool:
     happened = isinstance(record, Event) and record.name != COMMIT
     return record.step > resumed and not happened
+
+
+def _newest_of_each(records: list[Record]) -> list[Record]:
+    """The records without what was recorded again at a step from which an attempt began."""
+    resumed = {record.step for record in records if isinstance(record, Event) and record.name == START}
+    seen: set[tuple[str, str, int]] = set()
+    kept: list[Record] = []
+    for record in reversed(records):
+        if record.step not in resumed or isinstance(record, Event):
+            kept.append(record)
+        elif isinstance(record, Metrics):
+            values = {k: v for k, v in record.values.items() if ("metrics", k, record.step) not in seen}
+            seen.update(("metrics", key, record.step) for key in values)
+            if values:
+                kept.append(replace(record, values=values))
+        elif (name := (type(record).__name__, record.key, record.step)) not in seen:
+            seen.add(name)
+            kept.append(record)
+    return kept[::-1]
 
 
 def _number(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON in a folder that exists once `COMMIT.json` says so.
+"""Checkpoints as they are read: safetensors and JSON in a folder that exists once `COMMIT.json` says so.
 
     checkpoints/step_00000500-<attempt>/
         model.safetensors      weights and buffers
@@ -6,36 +6,48 @@
         optimizer.safetensors  optimizer state by parameter name
         model.json             what the weights are: enough for inference
         state.json             progress, order of the data, config, versions
-        COMMIT.json            bytes and sha256 of all the others, written last
+        COMMIT.json            bytes and sha256 of all of these, and of itself; written last
+        score.json             validation score of these weights, where they were evaluated
 
-Every file is flushed to the disk before COMMIT is; a folder without it, or whose files differ from
-it, does not exist for a reader. Ray's own bookkeeping is not needed to resume.
+Every file is on the disk before COMMIT is; a folder without it, or whose files differ from it, does not
+exist for a reader. The score comes later: weights are saved before they are evaluated, so that no
+evaluation can cost a step. Ray's own bookkeeping is not needed to resume. docs/checkpoints.md has all of it.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import Tensor
 
-from pipeline.disk import file_sha256, flush
+from pipeline.disk import file_sha256
 from pipeline.errors import CheckpointError
 from pipeline.train.model_card import MODEL_CARD, ModelCard, read_card
+from pipeline.train.signed_json import read_signed
 
 logger = logging.getLogger(__name__)
 
-COMMIT = "COMMIT.json"
+FORMAT = "ccs-checkpoint/2"
+COMMIT, SCORE = "COMMIT.json", "score.json"
 WEIGHTS, AVERAGED, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
 STATE = "state.json"
+NEEDED = (WEIGHTS, MODEL_CARD, STATE)
+"""What no checkpoint is without."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What an evaluation of a checkpoint's weights gave."""
+
+    miou: float
+    pixel_accuracy: float
 
 
 @dataclass(frozen=True)
@@ -45,43 +57,20 @@ class Checkpoint:
     path: Path
     card: ModelCard
     state: Mapping[str, Any]
+    score: Score | None
 
 
-def write_checkpoint(
-    folder: Path,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    card: ModelCard,
-    state: Mapping[str, Any],
-) -> None:
-    """Write and commit a checkpoint; `tensors` are by file name. An OSError leaves no COMMIT behind."""
-    if folder.exists():
-        shutil.rmtree(folder)  # a write of this very attempt that was cut off
-    folder.mkdir(parents=True)
-    for name, values in tensors.items():
-        try:
-            save_file({k: v.detach().cpu().contiguous() for k, v in values.items()}, folder / name)
-        except SafetensorError as error:  # what it makes of a full disk
-            raise OSError(f"{folder / name}: {error}") from error
-    _write_json(folder / MODEL_CARD, card.to_dict())
-    _write_json(folder / STATE, dict(state))
-    files = {}
-    for path in sorted(folder.iterdir()):
-        flush(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    temporary = folder / f"{COMMIT}.tmp"
-    _write_json(temporary, {"files": files})
-    flush(temporary)
-    flush(folder)
-    temporary.rename(folder / COMMIT)
-    flush(folder)
-    flush(folder.parent)
+def checkpoint_folder(run_dir: Path, step: int, attempt: str) -> Path:
+    """Where an attempt keeps the checkpoint of a step."""
+    return run_dir / "checkpoints" / f"step_{step:08d}-{attempt}"
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """The committed checkpoint in that folder, every file verified; raises CheckpointError."""
-    _verify(folder)
+    verify(folder)
+    score = read_score(folder)
     state = json.loads((folder / STATE).read_text())
-    return Checkpoint(folder, read_card(folder), state)
+    return Checkpoint(folder, _scored(read_card(folder), score), state, score)
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
@@ -97,10 +86,27 @@ def read_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
 
     A checkpoint's hashes are verified. Raises CheckpointError for anything that is not whole.
     """
+    score = None
     if (folder / STATE).exists() or (folder / COMMIT).exists():
-        _verify(folder)
-    card = read_card(folder)
+        verify(folder)
+        score = read_score(folder)
+    card = _scored(read_card(folder), score)
     return card, read_tensors(folder, AVERAGED if (folder / AVERAGED).exists() else WEIGHTS)
+
+
+def read_score(folder: Path) -> Score | None:
+    """The score of a committed checkpoint; None where it has none yet, or one that is not of its weights."""
+    path = folder / SCORE
+    try:
+        values = read_signed(path)
+        if values["weights"] != committed_files(folder)[WEIGHTS]["sha256"]:
+            raise CheckpointError(f"{path} is of other weights")
+        return Score(float(values["miou"]), float(values["pixel_accuracy"]))
+    except FileNotFoundError:
+        return None
+    except (CheckpointError, KeyError, TypeError, ValueError) as error:
+        logger.warning("[event] the score of %s does not count (%s)", folder, error)
+        return None
 
 
 def list_committed(run_dir: Path) -> list[Path]:
@@ -116,7 +122,57 @@ def step_of(folder: Path) -> int:
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
     """The newest checkpoint that verifies; damaged ones are walked past with a warning."""
-    for folder in list_committed(run_dir):
+    return _first_whole(list_committed(run_dir))
+
+
+def best_checkpoint(run_dir: Path) -> Path | None:
+    """The whole checkpoint whose own weights scored best in validation (a tie keeps the earlier one)."""
+    return _first_whole(by_score(list_committed(run_dir)))
+
+
+def by_score(folders: list[Path]) -> list[Path]:
+    """Those of the committed folders that have a score, the best first, of equal ones the earliest."""
+    scored = [(folder, score) for folder in folders if (score := read_score(folder))]
+    scored.sort(key=lambda pair: (-pair[1].miou, step_of(pair[0]), pair[0].name))
+    return [folder for folder, _ in scored]
+
+
+def committed_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Name → bytes and sha256 of each file, as COMMIT has it; raises CheckpointError."""
+    try:
+        commit = read_signed(folder / COMMIT)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} has no {COMMIT}: its writing was never finished") from error
+    if commit.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder / COMMIT} has format {commit.get('format')!r}, this version reads {FORMAT!r}"
+        )
+    files = commit.get("files")
+    if not isinstance(files, dict) or not all(_is_file(name, file) for name, file in files.items()):
+        raise CheckpointError(f"{folder / COMMIT} is damaged: its files are {str(files)[:200]}")
+    missing = [name for name in NEEDED if name not in files]
+    if missing:
+        raise CheckpointError(f"{folder / COMMIT} is damaged: it lacks {', '.join(missing)}")
+    return files
+
+
+def verify(folder: Path) -> None:
+    """Raises CheckpointError unless every file on the disk is as COMMIT recorded it."""
+    if not folder.is_dir():
+        raise CheckpointError(f"no checkpoint at {folder}")
+    for name, expected in committed_files(folder).items():
+        path = folder / name
+        try:
+            if path.stat().st_size != expected["bytes"]:
+                raise CheckpointError(f"{path} is {path.stat().st_size} bytes long, not {expected['bytes']}")
+            if file_sha256(path) != expected["sha256"]:
+                raise CheckpointError(f"{path} differs from what was committed (sha256)")
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _first_whole(folders: list[Path]) -> Path | None:
+    for folder in folders:
         try:
             read_checkpoint(folder)
         except CheckpointError as error:
@@ -126,88 +182,16 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
     return None
 
 
-def set_aside_newer(run_dir: Path, folder: Path | None) -> None:
-    """Rename the damaged checkpoints that were walked past on the way to `folder`.
-
-    They stay on the disk for a person to look at, and no longer count as kept.
-    """
-    for newer in list_committed(run_dir):
-        if newer == folder:
-            return
-        newer.rename(newer.with_name(f"damaged-{newer.name}"))
-
-
-def best_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint whose own weights scored best in validation (a tie keeps the earlier one)."""
-    best: tuple[float, Path] | None = None
-    for folder in reversed(list_committed(run_dir)):
-        try:
-            miou = read_checkpoint(folder).card.miou
-        except CheckpointError:
-            continue
-        if miou is not None and (best is None or miou > best[0]):
-            best = miou, folder
-    return best[1] if best else None
+def _is_file(name: str, file: object) -> bool:
+    """Whether an entry of COMMIT names a file of its own folder, with size and digest."""
+    plain = Path(name).name == name and name not in ("", "..", COMMIT, SCORE)
+    return (
+        plain
+        and isinstance(file, dict)
+        and type(file.get("bytes")) is int
+        and type(file.get("sha256")) is str
+    )
 
 
-def prune(run_dir: Path, keep_last: int, best_step: int | None) -> None:
-    """Keep the last few checkpoints and the best one; a removed one loses its COMMIT first."""
-    committed = list_committed(run_dir)
-    for folder in committed[keep_last:]:
-        if step_of(folder) != best_step:
-            (folder / COMMIT).unlink()
-            shutil.rmtree(folder)
-
-
-def remove_uncommitted(run_dir: Path) -> None:
-    """Clear away what earlier attempts left half written; call before this attempt writes."""
-    for folder in (run_dir / "checkpoints").glob("step_*"):
-        if not (folder / COMMIT).exists():
-            shutil.rmtree(folder)
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as `<parameter>//<slot>` tensors."""
-    found = {}
-    for name, parameter in model.named_parameters():
-        for slot, value in optimizer.state.get(parameter, {}).items():
-            if value is not None:
-                found[f"{name}//{slot}"] = torch.as_tensor(value)
-    return found
-
-
-def restore_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
-) -> None:
-    """Put back what `optimizer_tensors` took; raises CheckpointError for an unknown parameter."""
-    parameters = dict(model.named_parameters())
-    for key, value in tensors.items():
-        name, slot = key.split("//")
-        if name not in parameters:
-            raise CheckpointError(f"the optimizer's state names {name}, which this model does not have")
-        parameter = parameters[name]
-        # The fused kernels walk raw memory: moments must lie as their parameter does (channels last).
-        same = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
-        optimizer.state[parameter][slot] = same.to(parameter.device, value.dtype).copy_(value).detach()
-
-
-def _verify(folder: Path) -> None:
-    """Raise CheckpointError unless every file is as COMMIT recorded it."""
-    if not folder.is_dir():
-        raise CheckpointError(f"no checkpoint at {folder}")
-    try:
-        files = json.loads((folder / COMMIT).read_text())["files"]
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} has no {COMMIT}: its writing was never finished") from error
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder / COMMIT} is damaged: {error}") from error
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != expected["bytes"]:
-            raise CheckpointError(f"{path} is missing or not {expected['bytes']} bytes long")
-        if file_sha256(path) != expected["sha256"]:
-            raise CheckpointError(f"{path} differs from what was committed (sha256)")
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
+def _scored(card: ModelCard, score: Score | None) -> ModelCard:
+    return card if score is None else replace(card, miou=score.miou)

@@ -19,6 +19,11 @@ from pipeline.world import World
 Phase = Literal["start", "data", "step", "evaluate", "checkpoint", "finish"]
 """What a rank is doing: the unit of timing, of heartbeat deadlines and of kill points."""
 
+SavePoint = Literal["snapshot", "write", "before_commit", "after_commit", "prune", "score"]
+"""What a save is about to do, or has just done: copy the state (in the thread that trains), write the
+files, rename COMMIT, say so in the journal, remove an old checkpoint, attach a score (in the writer's
+thread, beside whatever phase the rank is in)."""
+
 
 class RunContext(Protocol):
     """The surroundings of one rank of one attempt of a run.
@@ -44,6 +49,15 @@ class RunContext(Protocol):
 
     def phase(self, name: Phase) -> AbstractContextManager[None]:
         """Mark what the rank is doing for as long as the context is open; phases do not nest."""
+        ...
+
+    def mark(self, point: SavePoint, step: int) -> None:
+        """Pass a point of the save of that step; called by rank 0 alone, from two threads.
+
+        Raises WorldStateError where a later attempt of the run has begun: this one may not commit,
+        remove or score anything any more. What was recorded before `before_commit` is on the disk when
+        that returns. A harness that kills or stops a process at a point does so here.
+        """
         ...
 
     def stop_requested(self) -> bool:

@@ -17,6 +17,7 @@ import torch
 from pipeline.config import Config
 from pipeline.errors import NonFiniteLossError, PipelineError
 from pipeline.train import metrics
+from pipeline.train.checkpoint import Score
 from pipeline.train.context import RunContext
 from pipeline.train.evaluate import evaluate, scene_pictures
 from pipeline.train.metrics import Scores
@@ -60,9 +61,9 @@ def fit(config: Config, shards: str, run_dir: Path, context: RunContext) -> FitR
         profiler = StepProfiler(config.train.profile_steps, state.step, run_dir / "trace", context.world)
         late = LateNumbers(torch.zeros(2))
         stopping = False
-    if _evaluation_due(run):  # the one that an earlier attempt could not finish
-        _evaluate_and_save(run, save_due=True)
-    with closing(run.loader.batches(state.position)) as batches:
+    with closing(run.saver), closing(run.loader.batches(state.position)) as batches:
+        if _evaluation_due(run):  # the one that an earlier attempt could not finish
+            _evaluate_and_keep(run, stall_s=None)
         while state.step < total and not stopping:
             with context.phase("data"):
                 begin_s = time.perf_counter()
@@ -70,7 +71,8 @@ def fit(config: Config, shards: str, run_dir: Path, context: RunContext) -> FitR
                 run.progress.waited(time.perf_counter() - begin_s)
             with context.phase("step"):
                 on_device = [to_device(batch, run.device) for batch in micro_batches]
-                agreement = run.runner.agree(on_device, context.stop_requested(), run.quarantine.count)
+                wish_to_stop = context.stop_requested() or run.saver.failed
+                agreement = run.runner.agree(on_device, wish_to_stop, run.quarantine.count)
                 run.runner.step(on_device, agreement.denominators, state.step)
                 state.advance(config.train.batch_global)
                 if run.ema:
@@ -85,13 +87,13 @@ def fit(config: Config, shards: str, run_dir: Path, context: RunContext) -> FitR
             save_due = last or stopping or state.step % config.train.checkpoint_every == 0
             if evaluate_due or save_due or state.step % config.train.metrics_every == 0:
                 _record(run)
+            # Before the evaluation, which takes long and must not cost these steps if it is cut off.
+            stall_s = _save(run) if save_due else None
             if evaluate_due:
-                _evaluate_and_save(run, save_due)
-            elif save_due:
-                with context.phase("checkpoint"):
-                    run.progress.paused(save(run, miou=None))
-    with context.phase("finish"):
-        profiler.close()
+                _evaluate_and_keep(run, stall_s)
+        with context.phase("finish"):
+            profiler.close()
+            raise_together(run.saver.finish(), context.world)
     stopped = state.step < total
     if stopped:
         context.event("stop", state.step)
@@ -124,28 +126,36 @@ def _evaluation_due(run: Run) -> bool:
     return due and state.evaluated_step < state.step
 
 
-def _evaluate_and_save(run: Run, save_due: bool) -> None:
-    """Score the weights as they are; keep them where they are the best so far, or a save is due.
+def _save(run: Run, score: Score | None = None) -> float:
+    """Save the state as it is; the seconds that training stood still."""
+    with run.context.phase("checkpoint"):
+        stall_s = save(run, score)
+        run.progress.paused(stall_s)
+    return stall_s
+
+
+def _evaluate_and_keep(run: Run, stall_s: float | None) -> None:
+    """Score the weights as they are; the score goes to their checkpoint, which the best so far always get.
 
     Weights that cannot be scored, as a picture is damaged or a store is out of reach, are kept too: the
-    next attempt begins with their evaluation.
+    next attempt begins with their evaluation. `stall_s` is what saving them cost, where they were saved.
     """
-    begin_s = time.perf_counter()
+    begin_s, step = time.perf_counter(), run.state.step
     try:
         with run.context.phase("evaluate"):
             result = _evaluate(run)
             improved = run.state.note_score(result.miou, result.pixel_accuracy)
     except PipelineError:  # raised by all ranks alike
-        with run.context.phase("checkpoint"):
-            save(run, miou=None)
+        if not run.saver.holds(step):
+            _save(run)
         raise
-    stall_s = None
-    if improved or save_due:
-        with run.context.phase("checkpoint"):
-            stall_s = save(run, result.miou)
-            run.context.metrics(run.state.step, {metrics.CHECKPOINT_STALL_S: stall_s})
-    run.progress.val_line(run.state, result, run.validation.classes.names, stall_s)
     run.progress.paused(time.perf_counter() - begin_s)
+    score = Score(result.miou, result.pixel_accuracy)
+    if run.saver.holds(step):
+        run.saver.note_score(score)
+    elif improved:
+        stall_s = _save(run, score)
+    run.progress.val_line(run.state, result, run.validation.classes.names, stall_s)
 
 
 def _evaluate(run: Run) -> Scores:

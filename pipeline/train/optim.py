@@ -1,11 +1,14 @@
-"""The optimizer and its schedule: the learning rate is a function of the step alone."""
+"""The optimizer, its state by name, and its schedule: the learning rate is a function of the step alone."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.config import OptimConfig
+from pipeline.errors import CheckpointError
 from pipeline.model.segmenter import Segmenter
 
 
@@ -47,6 +50,31 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every group its share of the schedule's rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["multiplier"]
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as `<parameter>//<slot>` tensors."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        for slot, value in optimizer.state.get(parameter, {}).items():
+            if value is not None:
+                found[f"{name}//{slot}"] = torch.as_tensor(value)
+    return found
+
+
+def restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what `optimizer_tensors` took; raises CheckpointError for an unknown parameter."""
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        name, slot = key.split("//")
+        if name not in parameters:
+            raise CheckpointError(f"the optimizer's state names {name}, which this model does not have")
+        parameter = parameters[name]
+        # The fused kernels walk raw memory: moments must lie as their parameter does (channels last).
+        same = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
+        optimizer.state[parameter][slot] = same.to(parameter.device, value.dtype).copy_(value).detach()
 
 
 class Ema:

@@ -38,6 +38,8 @@ COUNTER = "num_batches_tracked"
 """BatchNorm's count, which files from before 2018 lack and nothing here reads."""
 PREFIX = "backbone."
 """What mmsegmentation puts before the names, beside those of its heads."""
+WRAPPER = "module."
+"""What DistributedDataParallel puts before all names, where the wrapped network was saved."""
 STEMS: tuple[Literal["v1", "v1c"], ...] = ("v1", "v1c")
 
 
@@ -118,6 +120,8 @@ def _state_dict(loaded: object, shown: str) -> dict[str, Tensor]:
     )
     if not isinstance(loaded, Mapping) or not holds_tensors:
         raise ConfigError(f"{WEIGHTS} {shown} holds no state_dict; save the network's state_dict() alone")
+    if all(name.startswith(WRAPPER) for name in loaded):
+        loaded = {name.removeprefix(WRAPPER): tensor for name, tensor in loaded.items()}
     inside = {name.removeprefix(PREFIX): t for name, t in loaded.items() if name.startswith(PREFIX)}
     return {name: t for name, t in (inside or loaded).items() if not name.startswith(CLASSIFIER)}
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import platform
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import cv2
@@ -15,27 +16,25 @@ from pipeline.config import Config, require
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.loader import TrainLoader
 from pipeline.data.plan import StepParts
-from pipeline.data.quarantine import Quarantine, quarantine_limit
+from pipeline.data.quarantine import Quarantine, listed, quarantine_limit
 from pipeline.data.unindexed import UnindexedLoader
-from pipeline.errors import CheckpointError, WorldStateError, one_line
+from pipeline.errors import CheckpointError, one_line
 from pipeline.heap import keep_freed_memory
 from pipeline.model.segmenter import Segmenter, build_segmenter, channels_last
 from pipeline.settings import config_hash, to_dict
-from pipeline.train import checkpoint
+from pipeline.train import checkpoint, determinism
 from pipeline.train.batch_norm import synchronize_batch_norm
+from pipeline.train.checkpoint import Score
+from pipeline.train.checkpoint_folder import Content
 from pipeline.train.compile import compile_network
 from pipeline.train.context import RunContext
-from pipeline.train.determinism import (
-    build_reduction,
-    refuse_other_surroundings,
-    settle_kernels,
-    surroundings,
-)
 from pipeline.train.model_card import ModelCard
-from pipeline.train.optim import Ema, build_optimizer
+from pipeline.train.optim import Ema, build_optimizer, optimizer_tensors, restore_optimizer
 from pipeline.train.pretrained import start_from_weights
 from pipeline.train.progress import Progress
 from pipeline.train.reduce import broadcast_object
+from pipeline.train.retention import remove_uncommitted, set_aside_newer
+from pipeline.train.saver import Saver
 from pipeline.train.shard_batch_norm import take_shard_statistics
 from pipeline.train.state import TrainState
 from pipeline.train.step import StepRunner
@@ -59,6 +58,7 @@ class Run:
     validation: ShardDataset
     state: TrainState
     progress: Progress
+    saver: Saver
 
     @property
     def evaluated_model(self) -> Segmenter:
@@ -88,7 +88,7 @@ def assemble(config: Config, shards: str, run_dir: Path, context: RunContext) ->
     keep_freed_memory()  # activations on the CPU above all
     world = context.world
     device = pick_device(config.launch.use_gpu, world)
-    settle_kernels(config.train, config.launch.threads_per_worker)
+    determinism.settle_kernels(config.train, config.launch.threads_per_worker)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     training = ShardDataset.open(shards, config.data.listed_split, config.data.store)
@@ -102,10 +102,11 @@ def assemble(config: Config, shards: str, run_dir: Path, context: RunContext) ->
         averaged = _build_model(config, training.classes.num_classes, world, device)
         ema = Ema(model, averaged, config.train.ema_decay)
     optimizer = build_optimizer(config.optim, model)
-    state = _restore(config, run_dir, world, model, ema, optimizer, loader)
+    folder = _newest_for_all(run_dir, world)
+    state = _restore(config, folder, world, model, ema, optimizer, loader)
     if config.train.compile:
         compile_network(model, config, world, device)
-    reduction = build_reduction(model, config.train, world, device)
+    reduction = determinism.build_reduction(model, config.train, world, device)
     runner = StepRunner(
         model, optimizer, reduction,
         class_names=training.classes.names, config=config, world=world, device=device,
@@ -115,7 +116,7 @@ def assemble(config: Config, shards: str, run_dir: Path, context: RunContext) ->
     progress.header(run_dir.name, training, num_parameters, context.tracking, device.type)
     return Run(
         config, run_dir, context, device, model, ema, optimizer, runner, loader, quarantine, validation,
-        state, progress,
+        state, progress, Saver(run_dir, context, config.train.keep_last, folder),
     )  # fmt: skip
 
 
@@ -141,37 +142,43 @@ def _build_loader(
 def _build_model(config: Config, num_classes: int, world: World, device: torch.device) -> Segmenter:
     torch.manual_seed(config.train.seed)
     model = build_segmenter(config.model, num_classes)
-    determinism = config.train.determinism
-    if determinism == "elastic":
+    mode = config.train.determinism
+    if mode == "elastic":
         take_shard_statistics(model)
     elif config.train.sync_batch_norm and world.size > 1:
-        synchronize_batch_norm(model, device, fixed_order=determinism == "exact")
+        synchronize_batch_norm(model, device, fixed_order=mode == "exact")
     channels_last(model)
     return model.to(device)
 
 
+def _newest_for_all(run_dir: Path, world: World) -> Path | None:
+    """The newest whole checkpoint, which rank 0 chooses for all; it clears away what is not whole."""
+    folder = None
+    if world.is_main:
+        remove_uncommitted(run_dir)
+        folder = checkpoint.newest_checkpoint(run_dir)
+        set_aside_newer(run_dir, folder)
+    return broadcast_object(folder, world)
+
+
 def _restore(
-    config: Config, run_dir: Path, world: World, model: Segmenter, ema: Ema | None,
+    config: Config, folder: Path | None, world: World, model: Segmenter, ema: Ema | None,
     optimizer: torch.optim.Optimizer, loader: TrainLoader | UnindexedLoader,
 ) -> TrainState:  # fmt: skip
-    """Fill model, EMA and optimizer from the newest whole checkpoint; rank 0 chooses it for all.
+    """Fill model, EMA and optimizer from a checkpoint; the progress that it stands for.
 
     A run that has none yet starts from the published weights, where it names some.
     """
-    if world.is_main:
-        checkpoint.remove_uncommitted(run_dir)
-    folder = checkpoint.newest_checkpoint(run_dir) if world.is_main else None
-    if world.is_main:
-        checkpoint.set_aside_newer(run_dir, folder)
-    folder = broadcast_object(folder, world)
     if folder is None:
         start_from_weights(model, config, world)
         if ema:
             ema.averaged.load_state_dict(model.state_dict())
         return TrainState()
-    recorded = checkpoint.read_checkpoint(folder).state
+    found = checkpoint.read_checkpoint(folder)
+    recorded = found.state
     TrainLoader.refuse_other_order(recorded["order"], loader.order())
-    refuse_other_surroundings(recorded["surroundings"], surroundings(config, world, model.mean_3.device))
+    here = determinism.surroundings(config, world, model.mean_3.device)
+    determinism.refuse_other_surroundings(recorded["surroundings"], here)
     try:
         model.load_state_dict(checkpoint.read_tensors(folder, checkpoint.WEIGHTS))
         if ema:
@@ -181,43 +188,33 @@ def _restore(
             f"{folder} holds another model than the config asks for; take another --name, "
             f"or the settings of that run ({one_line(error, 200)})"
         ) from error
-    checkpoint.restore_optimizer(model, optimizer, checkpoint.read_tensors(folder, checkpoint.OPTIMIZER))
-    return TrainState(**recorded["progress"])
+    restore_optimizer(model, optimizer, checkpoint.read_tensors(folder, checkpoint.OPTIMIZER))
+    state = TrainState(**recorded["progress"])
+    if found.score and state.evaluated_step < state.step:  # attached after the state was written
+        state.note_score(found.score.miou, found.score.pixel_accuracy)
+    return state
 
 
-def save(run: Run, miou: float | None) -> float:
-    """Write a checkpoint of the state as it is, and return the seconds that training stood still.
+def save(run: Run, score: Score | None = None) -> float:
+    """Save the state as it is, and return the seconds that training stood still.
 
-    `miou` is the validation score of exactly these weights. Rank 0 writes; the others go on.
-    Raises WorldStateError where the disk refuses; then no COMMIT was written.
+    `score` is the validation score of exactly these weights, where it is known. Rank 0 writes, behind
+    training's back; the others go on.
     """
-    if not run.context.world.is_main:
-        return 0.0
-    begin_s = time.perf_counter()
-    folder = run.run_dir / "checkpoints" / f"step_{run.state.step:08d}-{run.context.attempt}"
-    try:
-        checkpoint.write_checkpoint(folder, _tensors(run), _card(run, miou), _state(run))
-        checkpoint.prune(run.run_dir, run.config.train.keep_last, run.state.best_step)
-    except OSError as error:
-        raise WorldStateError(
-            f"cannot write the checkpoint {folder}: {error.strerror or error}; make room or take another "
-            "--runs, then run the same command again to go on from the checkpoint before"
-        ) from error
-    run.context.event("commit", run.state.step, checkpoint=folder.name)
-    return time.perf_counter() - begin_s
+    return run.saver.save(_tensors(run), Content({}, _card(run), _state(run), score))
 
 
 def _tensors(run: Run) -> dict[str, dict[str, Tensor]]:
     tensors = {
         checkpoint.WEIGHTS: run.model.state_dict(),
-        checkpoint.OPTIMIZER: checkpoint.optimizer_tensors(run.model, run.optimizer),
+        checkpoint.OPTIMIZER: optimizer_tensors(run.model, run.optimizer),
     }
     if run.ema:
         tensors[checkpoint.AVERAGED] = run.ema.averaged.state_dict()
     return tensors
 
 
-def _card(run: Run, miou: float | None) -> ModelCard:
+def _card(run: Run) -> ModelCard:
     return ModelCard(
         model=run.config.model,
         classes=run.validation.classes,
@@ -225,18 +222,29 @@ def _card(run: Run, miou: float | None) -> ModelCard:
         input_width=run.config.data.input_width,
         manifest_id=run.validation.manifest.id,
         step=run.state.step,
-        miou=miou,
+        miou=None,  # lies beside it: the weights are saved before they are evaluated
     )
 
 
 def _state(run: Run) -> dict[str, object]:
+    """All that a resume needs, or a person may ask, beside the tensors and the card (which names the data).
+
+    Not here, as it follows from this: learning rate and epoch are functions of step and position; order,
+    augmentation and dropout draw from (seed, position), so there is no generator; bfloat16 takes no
+    loss scaler; what the journal has that counts follows from the step (tracking/journal.py); MLflow's
+    run is found by the run's name.
+    """
     return {
         "progress": asdict(run.state),
         "order": run.loader.order(),
         "config": to_dict(run.config),
         "config_hash": config_hash(run.config),
         "world_size": run.context.world.size,
-        "surroundings": surroundings(run.config, run.context.world, run.device),
+        "surroundings": determinism.surroundings(run.config, run.context.world, run.device),
         "attempt": run.context.attempt,
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "opencv": cv2.__version__},
-    }
+        "quarantined": listed(run.run_dir),
+        "versions": {
+            "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+            "opencv": cv2.__version__, "safetensors": version("safetensors"),
+        },
+    }  # fmt: skip

@@ -95,7 +95,8 @@ def bring(file: WeightsFile, config: StoreConfig) -> Path:
     if file.is_remote:
         return _bring_remote(file, config)
     path = Path(file.place)
-    require(path.is_file(), f"{WEIGHTS} {file.shown}: no such file; type the path of a .pth or .safetensors")
+    absent = "is a folder; type the file in it" if path.is_dir() else "no such file; type the path of a file"
+    require(path.is_file(), f"{WEIGHTS} {file.shown}: {absent}, a .pth or .safetensors")
     try:
         found = file_sha256(path)
     except OSError as error:
@@ -103,7 +104,8 @@ def bring(file: WeightsFile, config: StoreConfig) -> Path:
     require(
         found.startswith(file.sha256),
         f"{WEIGHTS} {file.shown}: the file's sha256 begins with {found[:16]}, and not with "
-        f"{file.sha256[:16]}; copy it again, or correct the hash",
+        f"{file.sha256[:16]}; copy it again, or correct the hash (eight digits at the end of a name are "
+        f"taken for the first of its sha256: where they are a date, append {_MARK} and the whole hash)",
     )
     return path
 

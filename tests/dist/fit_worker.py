@@ -35,6 +35,9 @@ class NotingContext:
     def phase(self, name):
         yield
 
+    def mark(self, point, step):
+        pass
+
     def stop_requested(self) -> bool:
         self.steps_begun += 1
         return self._stop_step is not None and self.steps_begun >= self._stop_step

@@ -21,9 +21,10 @@ from pipeline.data.dataset import ShardDataset
 from pipeline.data.labels import CITYSCAPES
 from pipeline.inference.predictor import Predictor
 from pipeline.model.segmenter import build_segmenter
-from pipeline.train.checkpoint import WEIGHTS, write_checkpoint
+from pipeline.train.checkpoint import WEIGHTS
 from pipeline.train.metrics import confusion_matrix, scores
 from pipeline.train.model_card import ModelCard
+from tests.checkpoints import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ModelConfig(BackboneConfig(base_width=8), HeadConfig(dim=16))

@@ -26,8 +26,9 @@ from pipeline.tracking.journal import Journal
 from pipeline.tracking.mlflow_store import RunDescription
 from pipeline.tracking.mlflow_sync import MlflowRun
 from pipeline.tracking.registry import Registration, is_proven, promote
-from pipeline.train.checkpoint import STATE, WEIGHTS, write_checkpoint
+from pipeline.train.checkpoint import STATE, WEIGHTS
 from pipeline.train.model_card import ModelCard
+from tests.checkpoints import write_checkpoint
 
 MODEL = ModelConfig(BackboneConfig(base_width=8), HeadConfig(dim=16))
 CONFIG = replace(Config(), model=MODEL)

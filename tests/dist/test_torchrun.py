@@ -161,3 +161,26 @@ def test_a_scene_that_rank_0_cannot_read_for_its_pictures_stops_all_with_the_rea
         assert code == 2, errors
         assert "the scene is gone" in errors
     assert newest_checkpoint(tmp_path / "x")
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_all_ranks_with_the_reason_and_keeps_the_one_before(
+    shards: str, tmp_path: Path
+) -> None:
+    program = (
+        "import sys; from pipeline.launch import torchrun; from pipeline.train.checkpoint_folder import CheckpointFolder\n"
+        "put = CheckpointFolder.put\n"
+        "def full(self, name, pieces):\n"
+        "    if 'step_00000004' in self.path.name: raise OSError(28, 'No space left on device')\n"
+        "    put(self, name, pieces)\n"
+        "CheckpointFolder.put = full\n"
+        "sys.exit(torchrun.main(sys.argv[1:]))"
+    )
+    flags = words(shards, tmp_path, train__steps=400, train__evaluate_every=400)
+    for code, _, errors in run_two_ranks(flags, ("-c", program)):
+        assert code == 3, errors
+        assert "step_00000004-0001" in errors
+        assert "No space left on device; make room" in errors
+        assert "Traceback" not in errors
+    (kept,) = (tmp_path / "x" / "checkpoints").iterdir()
+    assert step_of(kept) == 2
+    assert newest_checkpoint(tmp_path / "x") == kept

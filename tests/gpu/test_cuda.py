@@ -16,7 +16,7 @@ from pipeline.train import checkpoint, metrics
 from pipeline.train.batch_norm import synchronize_batch_norm
 from pipeline.train.colour import change_colours
 from pipeline.train.loop import fit
-from pipeline.train.optim import build_optimizer
+from pipeline.train.optim import build_optimizer, optimizer_tensors, restore_optimizer
 from pipeline.train.step import LateNumbers, supports_bfloat16, to_device
 
 
@@ -88,9 +88,9 @@ def test_a_restored_optimizer_continues_bit_for_bit(name):
     channels_last(model), channels_last(other)
     optimizer, restored = (build_optimizer(OptimConfig(name=name), m) for m in (model, other))
     step(model, optimizer)
-    tensors = {k: v.cpu() for k, v in checkpoint.optimizer_tensors(model, optimizer).items()}
+    tensors = {k: v.cpu() for k, v in optimizer_tensors(model, optimizer).items()}
     other.load_state_dict(model.state_dict())
-    checkpoint.restore_optimizer(other, restored, tensors)
+    restore_optimizer(other, restored, tensors)
     step(model, optimizer)
     step(other, restored)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))

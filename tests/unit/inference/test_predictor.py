@@ -18,8 +18,9 @@ from pipeline.errors import CheckpointError, ConfigError, WorldStateError
 from pipeline.inference.export import export_model
 from pipeline.inference.predictor import Predictor
 from pipeline.model.segmenter import Segmenter, build_segmenter
-from pipeline.train.checkpoint import AVERAGED, COMMIT, WEIGHTS, write_checkpoint
+from pipeline.train.checkpoint import AVERAGED, COMMIT, WEIGHTS
 from pipeline.train.model_card import ModelCard
+from tests.checkpoints import write_checkpoint
 
 MODEL = ModelConfig(BackboneConfig(base_width=8), HeadConfig(dim=16))
 

@@ -54,7 +54,7 @@ def leaves(output: SegmenterOutput) -> tuple[torch.Tensor, ...]:
 
 def part(output: SegmenterOutput, which: slice) -> SegmenterOutput:
     """Some of the images."""
-    *batched, global_KD, _ = output
+    *batched, global_KD = leaves(output)
     return SegmenterOutput(*(t[which] for t in batched), global_KD, None)
 
 

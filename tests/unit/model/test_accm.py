@@ -9,6 +9,7 @@ import torch
 
 from pipeline.config import HeadConfig
 from pipeline.model.accm import AdaptiveClassCenters, assign, share_of_pixels, weigh
+from pipeline.model.similarity import pixel_rows
 from tests.layer_forms import (
     ABSENT,
     BATCH,
@@ -187,7 +188,7 @@ def test_a_residual_fusion_starts_as_the_plain_similarity_head_and_can_leave_it(
     config = HeadConfig(dim=DIM, assignment=assignment, mass=mass, **settings)
     fresh = AdaptiveClassCenters(CLASSES, config).double()
     pixel, coarse = (x.flatten(2) for x in make_input())
-    centers, _ = fresh(pixel, coarse)
+    centers, _ = fresh(pixel.transpose(1, 2), coarse)
     assert torch.equal(centers, fresh.global_center_KD.expand(BATCH, -1, -1))
     centers.square().sum().backward()
     leaving = fresh.learned_alpha if fresh.learned_alpha is not None else fresh.mlp[2].weight
@@ -215,13 +216,13 @@ def untrained_scene(mass: str, num_classes: int, n0: float):
     pixel = 1.0 + noise
     classifier = torch.randn(num_classes, 32, dtype=torch.float64)
     coarse = UNTRAINED_STD / math.sqrt(32) * torch.einsum("kd,bdn->bkn", classifier, noise)
-    return module(pixel, coarse)[1]
+    return module(pixel.transpose(1, 2), coarse)[1]
 
 
 @pytest.mark.parametrize("num_classes", [11, 19, 150])
 def test_reliability_of_a_guess_is_near_one_with_the_plain_mass_and_zero_above_chance(num_classes):
     n0 = 0.001
-    pixel = torch.randn(1, DIM, 500, dtype=torch.float64)
+    pixel = torch.randn(1, 500, DIM, dtype=torch.float64)
     guess = torch.zeros(1, num_classes, 500, dtype=torch.float64)
     found = {}
     for mass in MASSES:
@@ -263,7 +264,7 @@ def test_the_plain_gate_turns_all_centers_into_one_and_the_residual_does_not():
     def spread(settings: dict) -> float:
         torch.manual_seed(0)
         config = HeadConfig(dim=DIM, **settings)
-        centers, _ = AdaptiveClassCenters(CLASSES, config).double()(pixel.flatten(2), guess.flatten(2))
+        centers, _ = AdaptiveClassCenters(CLASSES, config).double()(pixel_rows(pixel), guess.flatten(2))
         return centers.std(1).mean().item()
 
     plain = spread({"fusion": "off"})

@@ -162,3 +162,25 @@ def test_a_learned_tau_starts_at_its_setting_and_gets_a_gradient():
     logits.square().sum().backward()
     assert learned.log_tau.grad.abs() > 0
     assert fixed.log_tau is None
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_logits_lie_channels_last_also_for_one_image(similarity, batch):
+    # One image leaves the batch's stride open; with another than this torch copies the logits at every turn.
+    layer = make_layer(similarity=similarity)
+    logits = layer(*(x[:batch] for x in make_input())).logits_BKhw
+    dense = torch.empty(batch, CLASSES, HEIGHT, WIDTH, memory_format=torch.channels_last)
+    assert logits.stride() == dense.stride()
+
+
+@every_form
+def test_the_cosines_that_are_told_are_those_of_pixels_and_centers(form):
+    layer = make_layer(**form)
+    pixel, coarse = make_input()
+    told = layer(pixel, coarse)
+    expected = torch.nn.functional.cosine_similarity(
+        pixel.flatten(2).transpose(1, 2)[:, :, None], told.centers_BKD[:, None], dim=3
+    )
+    torch.testing.assert_close(told.cosine_BNK, expected, atol=1e-5, rtol=1e-5)
+    assert make_layer(**form, similarity="dot")(pixel, coarse).cosine_BNK is None

@@ -23,6 +23,7 @@ from pipeline.model.center_losses import (
 from pipeline.model.denominators import pixel_weight
 from pipeline.model.losses import segmentation_losses
 from pipeline.model.pixel_labels import nearest_labels, presence
+from pipeline.model.similarity import cosine
 from tests.unit.model import loss_loops
 from tests.unit.model.loss_loops import (
     CENTER_SOURCES,
@@ -156,16 +157,24 @@ def random_centers(seed: int = 0) -> torch.Tensor:
     return torch.randn(1, CLASSES, DIM, dtype=torch.float64, generator=generator)
 
 
+def cosines(pixel_BDN: torch.Tensor, center_BKD: torch.Tensor) -> torch.Tensor:
+    return cosine(pixel_BDN.transpose(1, 2), center_BKD)
+
+
 @pytest.mark.parametrize("q", [1, 2])
 def test_cosine_is_zero_exactly_where_pixels_point_at_their_center(q):
     center = random_centers()
     lengths = torch.tensor([1.0, 10.0, 100.0, 1000.0], dtype=torch.float64)
     aligned_BDN = (center * lengths[:, None]).transpose(1, 2)
-    assert cosine_distance(aligned_BDN, center, OWN, q).tolist()[0] == pytest.approx([0.0] * 4, abs=1e-5)
+    assert cosine_distance(cosines(aligned_BDN, center), OWN, q).tolist()[0] == pytest.approx(
+        [0.0] * 4, abs=1e-5
+    )
     turned_BDN = aligned_BDN.clone()
     turned_BDN[..., 2] *= -1
     expected = [0.0, 0.0, 2.0**q, 0.0]
-    assert cosine_distance(turned_BDN, center, OWN, q).tolist()[0] == pytest.approx(expected, abs=1e-4)
+    assert cosine_distance(cosines(turned_BDN, center), OWN, q).tolist()[0] == pytest.approx(
+        expected, abs=1e-4
+    )
 
 
 @given(st.integers(0, 10_000))
@@ -173,7 +182,7 @@ def test_cosine_is_zero_exactly_where_pixels_point_at_their_center(q):
 def test_cosine_is_above_zero_for_any_other_direction(seed):
     center = random_centers(seed)
     pixel_BDN = random_centers(seed + 1).transpose(1, 2)
-    assert (cosine_distance(pixel_BDN, center, OWN, 2) > 1e-4).all()
+    assert (cosine_distance(cosines(pixel_BDN, center), OWN, 2) > 1e-4).all()
 
 
 def test_l1_is_zero_exactly_where_the_pixel_is_its_center():
@@ -188,7 +197,7 @@ def test_l1_is_zero_exactly_where_the_pixel_is_its_center():
 def test_tau_bounds_the_cross_entropy_of_the_best_that_centers_can_be(tau, least):
     simplex = (torch.eye(19, dtype=torch.float64) - 1 / 19)[None]
     own = torch.arange(19)[None]
-    found = cross_entropy_distance(1e3 * simplex, simplex, own, tau)
+    found = cross_entropy_distance(cosines(1e3 * simplex, simplex), own, tau)
     assert found.mean().item() == pytest.approx(math.log1p(18 * math.exp(-tau * 19 / 18)), abs=1e-4)
     assert found.mean().item() == pytest.approx(least, abs=5e-3)
 
@@ -198,7 +207,7 @@ def test_cross_entropy_falls_as_pixels_leave_other_centers_for_their_own():
     tau, own = 15.0, torch.zeros(1, 3, dtype=torch.long)
     pixel_BDN = torch.zeros(1, DIM, 3, dtype=torch.float64)
     pixel_BDN[0, 0, 0] = pixel_BDN[0, 1, 1] = 1.0  # its own center, another, none
-    near, far, nowhere = cross_entropy_distance(pixel_BDN, center, own, tau)[0].tolist()
+    near, far, nowhere = cross_entropy_distance(cosines(pixel_BDN, center), own, tau)[0].tolist()
     rest = (CLASSES - 1) * math.exp(-tau)
     assert near == pytest.approx(math.log1p(rest), rel=1e-3)
     assert far == pytest.approx(tau + math.log1p(rest), rel=1e-5)
@@ -214,7 +223,7 @@ def test_intra_moves_labelled_pixels_of_present_classes_and_no_others(intra_form
     output, label = make_output(1, seed=3), make_label(1, seed=3)
     where = where_of(label, n_min=3)
     center = loss_centers(output, where, config)
-    intra_class(output.features_BDhw, center, where, counts(label, config), config).backward()
+    intra_class(output, center, where, counts(label, config), config).backward()
     small = nearest_labels(label, HEIGHT, WIDTH)[0].long()
     moved = output.features_BDhw.grad[0].abs().sum(0) > 0
     present = torch.cat((where.present_BK[0], torch.zeros(256 - CLASSES, dtype=torch.bool)))
@@ -286,10 +295,32 @@ def test_detached_label_means_pull_pixels_as_if_the_means_stood_still():
     means = loss_centers(output, where, config).detach()
 
     def intra(feature_BDhw):
-        return intra_class(feature_BDhw, means, where, denominators, config)
+        return intra_class(output._replace(features_BDhw=feature_BDhw), means, where, denominators, config)
 
     assert torch.autograd.gradcheck(intra, (output.features_BDhw,), fast_mode=True)
     (expected,) = torch.autograd.grad(intra(output.features_BDhw), output.features_BDhw)
     found = segmentation_losses(output, label, denominators, config).intra
     (gradient,) = torch.autograd.grad(found, output.features_BDhw)
     torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("intra_form", INTRA_FORMS)
+@pytest.mark.parametrize("center_source", CENTER_SOURCES)
+@pytest.mark.parametrize("detach_center", [False, True])
+def test_cosines_of_the_prediction_change_no_loss_and_no_gradient(intra_form, center_source, detach_center):
+    config = loss_loops.settings(
+        intra_form=intra_form, center_source=center_source, detach_center=detach_center
+    )
+    label = make_label(2)
+    found = []
+    for told in (True, False):
+        output = make_output(2)
+        if told:
+            output = output._replace(
+                cosine_BNK=cosine(output.features_BDhw.flatten(2).transpose(1, 2), output.centers_BKD)
+            )
+        loss = segmentation_losses(output, label, counts(label, config), config).intra
+        gradients = torch.autograd.grad(loss, loss_loops.leaves(output), allow_unused=True)
+        found.append([loss, *(0.0 if gradient is None else gradient for gradient in gradients)])
+    for with_them, without in zip(*found, strict=True):
+        torch.testing.assert_close(with_them, without)

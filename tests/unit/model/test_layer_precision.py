@@ -178,9 +178,9 @@ def test_no_form_reads_a_value_back_or_branches_on_one(form, extra):
     pixel, coarse = (x.flatten(2).to("meta") for x in make_input())
     ignored = torch.ones(BATCH, PIXELS, dtype=torch.bool, device="meta")
     # The parts, since meta has no autocast to turn off.
-    centers, scene = layer.centers(pixel, coarse, ignored)
-    logits = layer.compare(centers, pixel)
-    assert logits.shape == (BATCH, CLASSES, PIXELS)
+    centers, scene = layer.centers(pixel.transpose(1, 2), coarse, ignored)
+    logits = layer.scale(layer.compare(pixel.transpose(1, 2), centers))
+    assert logits.shape == (BATCH, PIXELS, CLASSES)
     assert centers.shape == (BATCH, CLASSES, DIM)
     assert (scene is None) == (form["fusion"] == "off")
     if scene is not None:

@@ -191,3 +191,50 @@ def test_lines_are_plain_json_with_the_documented_names(tmp_path: Path) -> None:
     line = json.loads(journal.path.read_text())
     assert line.pop("time_s") > 1e9
     assert line == {"kind": "event", "name": "commit", "step": 9, "checkpoint": "step_00000009-a"}
+
+
+def test_what_is_recorded_again_at_the_step_of_a_restart_replaces_what_was_there(tmp_path: Path) -> None:
+    for attempt, resumed, miou in (("a", 0, 0.5), ("b", 4, 0.25)):
+        journal = Journal(tmp_path, attempt)
+        journal.event("start", resumed)
+        if not resumed:
+            journal.metrics(4, {"loss": 1.0, "both": 1.0})
+            journal.event("commit", 4)
+        journal.metrics(4, {"val/miou": miou, "both": 2.0})
+        journal.table("val/iou", 4, ["class", "iou"], [["road", miou]])
+        journal.append(Picture("val/scene0", 4, f"pictures/{attempt}.png"))
+        journal.close()
+    records = read_journal(tmp_path)
+    points = [
+        (key, r.step, value) for r in records if isinstance(r, Metrics) for key, value in r.values.items()
+    ]
+    assert sorted(points) == [("both", 4, 2.0), ("loss", 4, 1.0), ("val/miou", 4, 0.25)]
+    assert [r.rows for r in records if isinstance(r, Table)] == [[["road", 0.25]]]
+    assert [r.path for r in records if isinstance(r, Picture)] == ["pictures/b.png"]
+    assert [r.name for r in records if isinstance(r, Event)] == ["start", "commit", "start"]
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_line_costs_that_line_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path, "a")
+    journal.metrics(1, {"x": 1.0})
+    file = journal._file
+
+    class Full:
+        def __getattr__(self, name: str) -> object:
+            return getattr(file, name)
+
+        def write(self, line: memoryview) -> int:
+            if len(line) > 5:
+                return file.write(line[:5])
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(journal, "_file", Full())
+    with pytest.raises(OSError, match="No space"):
+        journal.metrics(22, {"x": 1e9})
+    monkeypatch.undo()
+    journal.metrics(3, {"x": 3.0})
+    journal.close()
+    assert steps(tmp_path) == [1, 3]
+    assert len(journal.path.read_bytes().splitlines()) == 2

@@ -5,14 +5,13 @@ import shutil
 
 import pytest
 import torch
-from safetensors import SafetensorError
 
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.quarantine import num_quarantined
-from pipeline.errors import CheckpointError, NonFiniteLossError, ShardError, WorldStateError
+from pipeline.errors import CheckpointError, NonFiniteLossError, ShardError
 from pipeline.recipes import recipe
 from pipeline.settings import with_settings
-from pipeline.train import checkpoint, metrics, run, step
+from pipeline.train import checkpoint, metrics, step
 from pipeline.train.loop import fit
 
 SETTINGS = {
@@ -104,28 +103,6 @@ def test_a_checkpoint_of_another_order_or_model_is_refused(shards, tmp_path, sur
         fit(config(train__steps=2, train__seed=1), shards, tmp_path, surroundings("b"))
     with pytest.raises(CheckpointError, match="another model"):
         fit(config(train__steps=2, model__head__dim=24), shards, tmp_path, surroundings("c"))
-
-
-@pytest.mark.parametrize(
-    "refusal",
-    [
-        OSError(28, "No space left on device"),
-        SafetensorError("I/O error: No space left on device (os error 28)"),
-    ],
-)
-def test_a_full_disk_is_one_clear_error_and_loses_no_earlier_checkpoint(
-    shards, tmp_path, monkeypatch, surroundings, refusal
-):
-    fit(config(train__steps=2), shards, tmp_path, surroundings())
-    before = checkpoint.newest_checkpoint(tmp_path)
-
-    def disk_is_full(*_):
-        raise refusal
-
-    monkeypatch.setattr(run.checkpoint, "save_file", disk_is_full)
-    with pytest.raises(WorldStateError, match=r"No space left on device.*; make room"):
-        fit(config(train__steps=4), shards, tmp_path, surroundings("b"))
-    assert checkpoint.newest_checkpoint(tmp_path) == before
 
 
 @pytest.mark.parametrize("kind", ["plain", "ccs"])

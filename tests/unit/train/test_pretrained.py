@@ -119,6 +119,21 @@ def test_the_backbone_of_an_mmsegmentation_checkpoint_is_taken_and_its_heads_are
     assert_loaded(load(saved({"state_dict": tensors}, tmp_path / "cls.pth")), tensors)
 
 
+def test_a_network_saved_inside_its_ddp_wrapper_is_loaded(tmp_path):
+    tensors = published(18)
+    assert_loaded(load(saved({f"module.{n}": t for n, t in tensors.items()}, tmp_path / "ddp.pth")), tensors)
+    inside = {f"module.backbone.{n}": t for n, t in tensors.items() if not n.startswith("fc.")}
+    assert_loaded(load(saved({"state_dict": inside}, tmp_path / "seg.pth")), tensors)
+
+
+def test_a_folder_and_a_date_in_a_name_are_told_for_what_they_are(tmp_path):
+    assert "is a folder" in refusal(tmp_path)
+    dated = saved(published(18), tmp_path / "resnet18-20240131.pth")
+    assert "where they are a date, append #sha256=" in refusal(dated)
+    digest = hashlib.sha256(dated.read_bytes()).hexdigest()
+    assert_loaded(load(f"{dated}#sha256={digest}"), published(18))
+
+
 @pytest.mark.parametrize(
     ("made", "typed", "advice"),
     [

@@ -48,7 +48,7 @@ def test_sums_of_micro_batches_and_ranks_give_the_means_over_the_images_of_all(r
     values = curves[0].values(sums.sum(0).tolist())
     for name in NAMES:
         assert values[f"accm/gate/{name}"] == pytest.approx((0.2 + 3 * 0.6) / 4)
-    parts = [scene_numbers(*output(*args)[3:]) for args in ((1, 0, 0.2), (3, 1, 0.6))]
+    parts = [scene_numbers(*output(*args)[3:6]) for args in ((1, 0, 0.2), (3, 1, 0.6))]
     assert values[metrics.SCENE_COSINE] == pytest.approx(float(sum(p.scene_cosine for p in parts)) / 4)
     assert values[metrics.SCENE_DISTANCE] == pytest.approx(float(sum(p.scene_distance for p in parts)) / 4)
 

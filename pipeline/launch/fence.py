@@ -1,0 +1,80 @@
+"""The fence of a run: each attempt has a number, and only the one with the newest may write what counts.
+
+A lease keeps a second job out while the first one lives. It cannot help against a rank that was believed
+dead: one that hung, was given up and replaced, and wakes up in the middle of a checkpoint. So each
+attempt takes the next number, durably, before its first rank starts, and has it in its name, which is in
+all of its paths. Whoever finds a newer number stops. Numbers are handed out by making a file that must
+not be there yet; no clock is read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+from pathlib import Path
+
+from pipeline.disk import flush
+from pipeline.errors import WorldStateError
+
+FOLDER = "attempts"
+_ATTEMPT = re.compile(r"(\d{4,})-[0-9a-f]+")
+
+
+def begin_attempt(run_dir: Path) -> str:
+    """The name of a new attempt, such as `0007-3f9c1a`; all earlier ones are refused from now on.
+
+    Raises WorldStateError where the disk refuses.
+    """
+    folder = run_dir / FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        token = newest_token(run_dir) + 1
+        while not _take(folder / f"{token:04d}"):
+            token += 1
+        flush(folder)
+    except OSError as error:
+        raise WorldStateError(
+            f"no attempt begins in {folder}: {error.strerror or error}; make room or take another --runs"
+        ) from error
+    return f"{token:04d}-{secrets.token_hex(3)}"
+
+
+def newest_token(run_dir: Path) -> int:
+    """The number of the newest attempt of the run; 0 before the first."""
+    try:
+        names = [path.name for path in (run_dir / FOLDER).iterdir()]
+    except FileNotFoundError:
+        return 0
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def token_of(attempt: str) -> int:
+    """The number in an attempt's name; 0 for a name without one, which any other supersedes."""
+    found = _ATTEMPT.fullmatch(attempt)
+    return int(found[1]) if found else 0
+
+
+def refuse_superseded(run_dir: Path, attempt: str) -> None:
+    """Raises WorldStateError where a later attempt than this one has begun."""
+    newest = newest_token(run_dir)
+    if newest > token_of(attempt):
+        raise WorldStateError(
+            f"attempt {attempt} of run {run_dir.name} is over: attempt {newest:04d} has begun since; "
+            "this process was taken for dead, and nothing that it does counts any more"
+        )
+
+
+def _take(path: Path) -> bool:
+    """Whether the file was made here, and not by somebody else before."""
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+    except FileExistsError:
+        return False
+    try:
+        os.write(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return True
