@@ -23,7 +23,7 @@ from pipeline.data import augment as crops
 from pipeline.data.crop_writer import CropWriter
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.lookahead import Lookahead, Row
-from pipeline.data.plan import EpochPlan, fit_streams, rank_positions
+from pipeline.data.plan import EpochPlan, StepParts, fit_streams
 from pipeline.data.quarantine import Quarantine, quarantined_crop
 from pipeline.data.reader import SampleRef
 from pipeline.data.slots import SlotArrays, SlotRing
@@ -33,6 +33,7 @@ from pipeline.data.worker_pool import OwnThread, SampleReaders, WorkerPool
 from pipeline.errors import CheckpointError, PipelineError, SampleError
 from pipeline.world import World
 
+WHOLE_STEPS = StepParts()
 _LOOKUP = 256
 """Positions looked up in the plan at a time: enough for the look-up to cost a few µs a sample."""
 
@@ -88,31 +89,29 @@ class _Filling:
 class TrainLoader:
     """One rank's training batches.
 
-    A step takes `micro_batches` of them, and what all ranks read in a step is parted into equally many for
-    each rank: part p of P holds the same samples whether P is 8 ranks with one or 2 ranks with four of them.
+    A step takes as many as `parts` says: the order of samples depends on what all ranks read in a step.
     Damaged samples go to the `quarantine`; without one, they are errors.
     """
 
     def __init__(
         self, dataset: ShardDataset, config: DataConfig, seed: int, world: World, batch_per_rank: int,
-        *, micro_batches: int = 1, quarantine: Quarantine | None = None,
+        *, parts: StepParts = WHOLE_STEPS, quarantine: Quarantine | None = None,
     ) -> None:  # fmt: skip
         assert batch_per_rank >= 1, batch_per_rank
         self._dataset, self._config, self._quarantine = dataset, config, quarantine
-        self._world, self._batch_per_rank, self._micro_batches = world, batch_per_rank, micro_batches
+        self._world, self._batch_per_rank, self._parts = world, batch_per_rank, parts
         self._setup = Setup(dataset.root, dataset.classes.num_classes, config, seed, batch_per_rank)
-        batch_global = world.size * batch_per_rank * micro_batches
+        batch_global = world.size * batch_per_rank * parts.micro_batches
         streams = fit_streams(config.streams, len(dataset), config.block, batch_global)
         self._plan = EpochPlan(dataset.split.counts, seed, streams, config.block)
         self._usage = LoaderUsage(workers=config.loader_workers)
         cv2.setNumThreads(0)  # its own pool would compete with workers and training threads for the cores
 
     def batches(self, position: int) -> Generator[Batch, None, None]:
-        """Endless batches from a position at which a step begins.
+        """Endless batches from a position at which a step begins: the micro-batches of step after step.
 
-        Of a step of W ranks with M micro-batches of B samples, micro-batch m is part rank·M + m of the B·M·W
-        positions. Closing the generator ends its workers. Raises, at the sample's turn, what refuses a
-        sample, and WorldStateError where workers cannot be kept alive.
+        Closing the generator ends its workers. Raises, at the sample's turn, what refuses a sample, and
+        WorldStateError where workers cannot be kept alive.
         """
         workers = self._config.loader_workers
         ahead = max(1, self._config.prefetch * workers)
@@ -175,16 +174,14 @@ class TrainLoader:
 
     def _rows(self, position: int) -> Iterator[Row]:
         """The samples of this rank, without end."""
-        world, num = self._world, self._micro_batches
-        parts = [World(world.rank * num + micro, world.size * num) for micro in range(num)]
-        batch_global = world.size * num * self._batch_per_rank
+        num = self._parts.micro_batches
+        batch_global = self._world.size * num * self._batch_per_rank
         together = -(-_LOOKUP // (num * self._batch_per_rank))
         for begin in count(position, batch_global * together):
             starts = range(begin, begin + batch_global * together, batch_global)
             positions = np.concatenate([
-                rank_positions(start, part, self._batch_per_rank, self._plan.num_streams)
+                self._parts.positions(start, self._world, self._batch_per_rank, self._plan.num_streams)
                 for start in starts
-                for part in parts
             ])  # fmt: skip
             samples = self._plan.at(positions)[:, 1:].tolist()
             for here, (shard, sample) in zip(positions.tolist(), samples, strict=True):

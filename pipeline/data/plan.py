@@ -14,6 +14,7 @@ so that each node reads, and downloads, its own shards alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -49,9 +50,30 @@ def rank_positions(start: int, world: World, samples_per_rank: int, streams: int
     Ordered by stream, then by turn, the batch is cut into equal parts, and rank r takes part r: so a
     rank, and hence a node, keeps to its own streams, and no two nodes read the same shards. All ranks
     together have the batch, each position once, whatever their number; one rank alone has its range.
-    Where ranks take several micro-batches in a step, each of those counts as a rank here.
     """
     return start + _offsets(start % streams, world.rank, world.size, samples_per_rank, streams)
+
+
+@dataclass(frozen=True)
+class StepParts:
+    """How the samples of an optimizer step are parted into micro-batches."""
+
+    micro_batches: int = 1
+    """Of each rank."""
+    virtual_shards: bool = False
+    """All of them are equal parts of the step, each the same whatever the world size, as long as there are as
+    many in all; otherwise what all ranks take at once is the same, as long as each rank takes as many."""
+
+    def positions(self, start: int, world: World, samples: int, streams: int) -> NDArray[np.int64]:
+        """Positions of this rank in the step from `start`, so many for each of its micro-batches in turn."""
+        num, together = self.micro_batches, world.size * samples
+        if self.virtual_shards:
+            shards = [World(world.rank * num + micro, world.size * num) for micro in range(num)]
+            parts = [rank_positions(start, shard, samples, streams) for shard in shards]
+        else:
+            starts = range(start, start + num * together, together)
+            parts = [rank_positions(begin, world, samples, streams) for begin in starts]
+        return np.concatenate(parts)
 
 
 @lru_cache(maxsize=256)  # a fitted batch has few phases, and working one out costs as much as ten samples

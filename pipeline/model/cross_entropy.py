@@ -29,7 +29,7 @@ def cross_entropy_sum(logits_BKhw: Tensor, label_BHW: Tensor, ohem_share: float)
     images share a device. Here each image keeps a share of its own labelled pixels.
     """
     logits_BKHW = F.interpolate(logits_BKhw, size=label_BHW.shape[1:], mode="bilinear", align_corners=False)
-    # Summed by itself: on CUDA torch's own sum is one of atomics, in any order.
+    # Summed here: over a plane of labels, on CUDA, torch's own sum is one of atomics, in any order.
     loss_BHW = pixel_cross_entropy(logits_BKHW, label_BHW, reduction="none").view(label_BHW.shape)
     if ohem_share == 1.0:
         return loss_BHW.sum()

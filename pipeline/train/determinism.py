@@ -1,10 +1,10 @@
 """`train.determinism`: what torch has to be told, and what a resumed run must share with the run before.
 
-`off`      the fastest kernels and stock DDP. On one rank, and on CPUs on two, a resume is exact all the same.
+`off`      the fastest kernels and stock DDP; on CPUs, with one rank or two, a resume is exact all the same.
 `exact`    kernels that give the same bits each time, and sums over ranks in an order of our own.
 `elastic`  the same, over virtual shards instead of ranks; BatchNorm, dropout and curves follow these too.
 
-Exact are bits on one kind of device, by one build of torch, with one number of threads.
+Bits are those of one kind of device, one build of torch and one number of threads.
 """
 
 from __future__ import annotations

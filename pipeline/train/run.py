@@ -15,24 +15,19 @@ from torch import Tensor
 from pipeline.config import Config, require
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.loader import TrainLoader
+from pipeline.data.plan import StepParts
 from pipeline.data.quarantine import Quarantine, listed, quarantine_limit
 from pipeline.data.unindexed import UnindexedLoader
 from pipeline.errors import CheckpointError, one_line
 from pipeline.heap import keep_freed_memory
 from pipeline.model.segmenter import Segmenter, build_segmenter, channels_last
 from pipeline.settings import config_hash, to_dict
-from pipeline.train import checkpoint
+from pipeline.train import checkpoint, determinism
 from pipeline.train.batch_norm import synchronize_batch_norm
 from pipeline.train.checkpoint import Score
 from pipeline.train.checkpoint_folder import Content
 from pipeline.train.compile import compile_network
 from pipeline.train.context import RunContext
-from pipeline.train.determinism import (
-    build_reduction,
-    refuse_other_surroundings,
-    settle_kernels,
-    surroundings,
-)
 from pipeline.train.model_card import ModelCard
 from pipeline.train.optim import Ema, build_optimizer, optimizer_tensors, restore_optimizer
 from pipeline.train.pretrained import start_from_weights
@@ -95,7 +90,7 @@ def assemble(config: Config, shards: str, run_dir: Path, context: RunContext) ->
     keep_freed_memory()  # activations on the CPU above all
     world = context.world
     device = pick_device(config.launch.use_gpu, world)
-    settle_kernels(config.train, config.launch.threads_per_worker)
+    determinism.settle_kernels(config.train, config.launch.threads_per_worker)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     training = ShardDataset.open(shards, config.data.listed_split, config.data.store)
@@ -116,7 +111,7 @@ def assemble(config: Config, shards: str, run_dir: Path, context: RunContext) ->
         raise skipped.error(state)
     if config.train.compile:
         compile_network(model, config, world, device)
-    reduction = build_reduction(model, config.train, world, device)
+    reduction = determinism.build_reduction(model, config.train, world, device)
     runner = StepRunner(
         model, optimizer, reduction,
         class_names=training.classes.names, config=config, world=world, device=device,
@@ -134,7 +129,8 @@ def _build_loader(
     config: Config, training: ShardDataset, quarantine: Quarantine, world: World, device: torch.device
 ) -> TrainLoader | UnindexedLoader:
     batch_per_rank = config.train.micro_batch_per_rank(world.size)
-    num_micro_batches = config.train.micro_batches_per_rank(world.size)
+    elastic = config.train.determinism == "elastic"
+    parts = StepParts(config.train.micro_batches_per_rank(world.size), virtual_shards=elastic)
     on_device = config.data.colour == "device" or (config.data.colour == "auto" and device.type == "cuda")
     data = replace(config.data, colour="device" if on_device else "loader")
     if config.data.unindexed_train:
@@ -144,18 +140,18 @@ def _build_loader(
         )  # fmt: skip
     return TrainLoader(
         training, data, config.train.seed, world, batch_per_rank,
-        micro_batches=num_micro_batches, quarantine=quarantine,
+        parts=parts, quarantine=quarantine,
     )  # fmt: skip
 
 
 def _build_model(config: Config, num_classes: int, world: World, device: torch.device) -> Segmenter:
     torch.manual_seed(config.train.seed)
     model = build_segmenter(config.model, num_classes)
-    determinism = config.train.determinism
-    if determinism == "elastic":
+    mode = config.train.determinism
+    if mode == "elastic":
         take_shard_statistics(model)
     elif config.train.sync_batch_norm and world.size > 1:
-        synchronize_batch_norm(model, device, fixed_order=determinism == "exact")
+        synchronize_batch_norm(model, device, fixed_order=mode == "exact")
     channels_last(model)
     return model.to(device)
 
@@ -186,7 +182,8 @@ def _restore(
     found = checkpoint.read_checkpoint(folder)
     recorded = found.state
     TrainLoader.refuse_other_order(recorded["order"], loader.order())
-    refuse_other_surroundings(recorded["surroundings"], surroundings(config, world, model.mean_3.device))
+    here = determinism.surroundings(config, world, model.mean_3.device)
+    determinism.refuse_other_surroundings(recorded["surroundings"], here)
     try:
         model.load_state_dict(checkpoint.read_tensors(folder, checkpoint.WEIGHTS))
         if ema:
@@ -248,7 +245,7 @@ def _state(run: Run) -> dict[str, object]:
         "config": to_dict(run.config),
         "config_hash": config_hash(run.config),
         "world_size": run.context.world.size,
-        "surroundings": surroundings(run.config, run.context.world, run.device),
+        "surroundings": determinism.surroundings(run.config, run.context.world, run.device),
         "attempt": run.context.attempt,
         "quarantined": listed(run.run_dir),
         "versions": {

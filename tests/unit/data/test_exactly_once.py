@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from pipeline.config import DataConfig
 from pipeline.data.dataset import ShardDataset
-from pipeline.data.loader import TrainLoader
+from pipeline.data.loader import WHOLE_STEPS, TrainLoader
 from pipeline.data.manifest import Split, load_manifest, make_manifest, manifest_text
 from pipeline.data.packing.parallel import in_turn
 from pipeline.data.packing.verify import verify_shards
+from pipeline.data.plan import StepParts
 from pipeline.data.shard_table import ShardEntry, ShardTable, sha256_hex
 from pipeline.world import World
 
@@ -55,9 +56,9 @@ def config(streams: int, block: int, workers: int = 0) -> DataConfig:
 
 
 def read(dataset: ShardDataset, how: DataConfig, world: World, batch: int, position: int, batches: int, *,
-         micro_batches: int = 1):  # fmt: skip
+         parts: StepParts = WHOLE_STEPS):  # fmt: skip
     """(position, key, pixels) of each sample, after a check of the batches' size."""
-    made = TrainLoader(dataset, how, SEED, world, batch, micro_batches=micro_batches).batches(position)
+    made = TrainLoader(dataset, how, SEED, world, batch, parts=parts).batches(position)
     samples = []
     for got in islice(made, batches):
         assert got.image_BHW3.shape == (batch, 16, 24, 3)
@@ -72,13 +73,14 @@ def read(dataset: ShardDataset, how: DataConfig, world: World, batch: int, posit
 def chain(dataset: ShardDataset, how, batch_global: int, start: int, legs) -> list:
     """What all ranks of each leg read, one leg after the other.
 
-    Legs are (world size, micro-batches, steps, workers).
+    Legs are (world size, how a step is parted, steps, workers).
     """
     position, samples = start, []
-    for size, micro, steps, workers in legs:
+    for size, parts, steps, workers in legs:
+        micro = parts.micro_batches
         for rank in range(size):
             samples += read(dataset, config(*how, workers), World(rank, size), batch_global // (size * micro),
-                            position, steps * micro, micro_batches=micro)  # fmt: skip
+                            position, steps * micro, parts=parts)  # fmt: skip
         position += steps * batch_global
     return samples
 
@@ -99,10 +101,14 @@ def check(dataset: ShardDataset, how, batch_global: int, start: int, legs) -> No
 
 
 def legs_of(batch_global: int, workers: st.SearchStrategy[int], most: int, legs: int):
-    """Worlds and accumulated micro-batches that part the batch equally."""
+    """Worlds and micro-batches, virtual shards or not, that part the batch equally."""
     sizes = [size for size in range(1, most + 1) if batch_global % size == 0]
     parts = [
-        (size, n) for size in sizes for n in range(1, batch_global + 1) if batch_global % (size * n) == 0
+        (size, StepParts(micro, shards))
+        for size in sizes
+        for micro in range(1, batch_global + 1)
+        for shards in (False, True)
+        if batch_global % (size * micro) == 0
     ]
     leg = st.tuples(st.sampled_from(parts), st.integers(1, 3), workers).map(lambda leg: (*leg[0], *leg[1:]))
     return st.lists(leg, min_size=1, max_size=legs)
@@ -130,4 +136,4 @@ def test_every_sample_comes_once_an_epoch_with_workers_that_change_at_resumes(
 
 
 def test_batches_that_do_not_fit_the_streams_lose_nothing(dataset):
-    check(dataset, (5, 1), 7, 3, [(7, 1, 4, 0), (1, 7, 2, 1), (7, 1, 3, 0)])
+    check(dataset, (5, 1), 7, 3, [(7, WHOLE_STEPS, 4, 0), (1, StepParts(7), 2, 1), (7, WHOLE_STEPS, 3, 0)])

@@ -14,7 +14,7 @@ from pipeline.data import loader as loader_module
 from pipeline.data.augment import CropBuffers, augment, colour_in_place
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.loader import TrainLoader
-from pipeline.data.plan import EpochPlan, rank_positions
+from pipeline.data.plan import EpochPlan, StepParts, rank_positions
 from pipeline.errors import CheckpointError, ShardError
 from pipeline.world import World
 
@@ -162,14 +162,14 @@ def test_order_is_json_and_refuses_another(packed):
         TrainLoader.refuse_other_order({k: v for k, v in order.items() if k != "split"}, order)
 
 
-def test_a_part_of_a_step_is_the_same_whoever_reads_it(packed):
+def test_a_virtual_shard_holds_the_same_samples_whoever_reads_it(packed):
     dataset = ShardDataset.open(packed, "train")
 
-    def parts(size: int, steps: int) -> list:
-        """The positions of the 12 parts of each step, dealt to `size` ranks."""
+    def shards(size: int, steps: int) -> list:
+        """The positions of the 12 virtual shards of each step, dealt to `size` ranks."""
         micro, by_rank = 12 // size, []
         for rank in range(size):
-            made = TrainLoader(dataset, CONFIG, SEED, World(rank, size), 2, micro_batches=micro)
+            made = TrainLoader(dataset, CONFIG, SEED, World(rank, size), 2, parts=StepParts(micro, True))
             by_rank.append([batch.positions for batch in take(made, 5, steps * micro)])
         return [
             positions
@@ -178,12 +178,26 @@ def test_a_part_of_a_step_is_the_same_whoever_reads_it(packed):
             for positions in read[s * micro : (s + 1) * micro]
         ]
 
-    alone = parts(1, 2)
-    assert [parts(size, 2) for size in (2, 3, 4, 6, 12)] == [alone] * 5
+    alone = shards(1, 2)
+    assert [shards(size, 2) for size in (2, 3, 4, 6, 12)] == [alone] * 5
     assert len(set(alone)) == 24
     for step in (alone[:12], alone[12:]):
         ranks = [rank_positions(min(min(step)), World(part, 12), 2, CONFIG.streams) for part in range(12)]
         assert step == [tuple(positions) for positions in map(np.ndarray.tolist, ranks)]
+
+
+def test_what_all_ranks_take_at_once_is_the_same_at_any_world_size(packed):
+    dataset = ShardDataset.open(packed, "train")
+
+    def together(size: int) -> list:
+        read = [
+            take(TrainLoader(dataset, CONFIG, SEED, World(rank, size), 12 // size, parts=StepParts(2)), 5, 4)
+            for rank in range(size)
+        ]
+        return [{p for batch in at_once for p in batch.positions} for at_once in zip(*read, strict=True)]
+
+    alone = [set(range(first, first + 12)) for first in range(5, 53, 12)]
+    assert [together(size) for size in (1, 2, 3, 4)] == [alone] * 4
 
 
 def test_the_order_depends_on_what_a_step_reads_and_not_on_how_it_is_parted(packed):
@@ -191,7 +205,7 @@ def test_the_order_depends_on_what_a_step_reads_and_not_on_how_it_is_parted(pack
     config = dataclasses.replace(CONFIG, streams=6, block=1)
 
     def streams(world: World, batch: int, micro_batches: int) -> int:
-        loader = TrainLoader(dataset, config, SEED, world, batch, micro_batches=micro_batches)
+        loader = TrainLoader(dataset, config, SEED, world, batch, parts=StepParts(micro_batches))
         return loader.order()["plan"]["streams"]
 
     assert {streams(World(0, 1), 4, 1), streams(World(0, 2), 1, 2), streams(World(0, 1), 1, 4)} == {4}
