@@ -22,9 +22,10 @@ FOLDER = "attempts"
 _ATTEMPT = re.compile(r"(\d{4,})-[0-9a-f]+")
 
 
-def begin_attempt(run_dir: Path) -> str:
+def begin_attempt(run_dir: Path, job: str = "") -> str:
     """The name of a new attempt, such as `0007-3f9c1a`; all earlier ones are refused from now on.
 
+    Its end, hex digits, tells the attempts of one job from those of others; made up without it.
     Raises WorldStateError where the disk refuses.
     """
     folder = run_dir / FOLDER
@@ -38,7 +39,7 @@ def begin_attempt(run_dir: Path) -> str:
         raise WorldStateError(
             f"no attempt begins in {folder}: {error.strerror or error}; make room or take another --runs"
         ) from error
-    return f"{token:04d}-{secrets.token_hex(3)}"
+    return f"{token:04d}-{job or secrets.token_hex(3)}"
 
 
 def newest_token(run_dir: Path) -> int:

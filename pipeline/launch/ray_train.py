@@ -46,13 +46,14 @@ def train_on_ray(launch: Launch, signals: StopSignals) -> Trained:
     """
     stage_on_nodes(launch.config, launch.shards, launch.run_dir, launch.workers, signals)
     spares = Spares() if launch.config.launch.spares else None
-    journal = Journal(launch.run_dir, f"{DRIVER}{secrets.token_hex(3)}")
+    job = secrets.token_hex(3)
+    journal = Journal(launch.run_dir, f"{DRIVER}{job}")
     try:
         failure: Failure | None = None
         for restarts in range(launch.config.launch.max_failures + 1):
             begun = partial(note_restart, launch.run_dir, journal, failure)
             try:
-                attempt = begin_attempt(launch.run_dir)
+                attempt = begin_attempt(launch.run_dir, job)
                 return Trained(run_attempt(launch, attempt, signals, spares, begun), restarts)
             except LostError as lost:
                 raise_if_it_would_repeat(lost)

@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline.tracking.journal import START, Event, Metrics, Record, read_attempts
 
 DRIVER = "driver-"
-"""Beginning of the name of a driver's journal; the rest is what the names of its attempts begin with."""
+"""Beginning of the name of a driver's journal; the rest is what the names of its attempts end with."""
 FAILURE = "failure"
 RESTART = "restart"
 CLOSED = "phases"
@@ -105,7 +105,7 @@ def _jobs(run_dir: Path) -> list[_Job]:
             jobs.append(_Job(name.removeprefix(DRIVER), [r for r in records if isinstance(r, Event)]))
         elif any(isinstance(record, Event) and record.name == START for record in records):
             driver = jobs[-1].driver if jobs else None
-            if driver is None or not name.startswith(driver):
+            if driver is None or name.partition("-")[2] != driver:
                 jobs.append(_Job(None))
             jobs[-1].attempts.append(records)
     return [job for job in jobs if job.attempts]

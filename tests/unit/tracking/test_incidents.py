@@ -22,7 +22,7 @@ def attempt(run_dir: Path, name: str, began_s: float, steps: range, *, closed: b
 
 def test_run_without_a_failure_has_no_incident_and_a_goodput_of_one(tmp_path: Path) -> None:
     Journal(tmp_path, "driver-abc").close()
-    attempt(tmp_path, "abc0", 1000.0, range(40), closed=True)
+    attempt(tmp_path, "0001-abc", 1000.0, range(40), closed=True)
     account = read_account(tmp_path)
     assert account.incidents == ()
     assert account.goodput == pytest.approx(1.0)
@@ -32,10 +32,10 @@ def test_run_without_a_failure_has_no_incident_and_a_goodput_of_one(tmp_path: Pa
 
 def test_restart_costs_its_time_and_the_steps_that_were_repeated(tmp_path: Path) -> None:
     driver = Journal(tmp_path, "driver-abc")
-    attempt(tmp_path, "abc0", 1000.0, range(24))
+    attempt(tmp_path, "0001-abc", 1000.0, range(24))
     driver.event("failure", 20, lost="rank 1 hung", phase="step", stood_s=5.0, reached=24)
     driver.event("restart", 20, lost="rank 1 hung", seconds=3.0, repeated=4)
-    attempt(tmp_path, "abc1", 5000.0, range(20, 52), closed=True)  # another node, another clock
+    attempt(tmp_path, "0002-abc", 5000.0, range(20, 52), closed=True)  # another node, another clock
     driver.close()
     account = read_account(tmp_path)
     assert account.incidents == (Incident(20, "rank 1 hung", "step", 8.0, 4),)
@@ -46,12 +46,12 @@ def test_restart_costs_its_time_and_the_steps_that_were_repeated(tmp_path: Path)
 
 def test_failure_after_which_training_never_began_is_an_incident_without_a_way_back(tmp_path: Path) -> None:
     driver = Journal(tmp_path, "driver-abc")
-    attempt(tmp_path, "abc0", 1000.0, range(10))
+    attempt(tmp_path, "0001-abc", 1000.0, range(10))
     lost = {"phase": None, "stood_s": 0.0, "reached": 10}
     driver.event("failure", 0, lost="rank 0 lost", **lost)
     driver.event("failure", 0, lost="the worker group failed (ActorDiedError)", **lost)
     driver.event("restart", 0, lost="…", seconds=30.0, repeated=10)
-    attempt(tmp_path, "abc2", 1100.0, range(10), closed=True)
+    attempt(tmp_path, "0003-abc", 1100.0, range(10), closed=True)
     driver.close()
     account = read_account(tmp_path)
     assert [(i.cause, i.recover_s) for i in account.incidents] == [
@@ -63,27 +63,27 @@ def test_failure_after_which_training_never_began_is_an_incident_without_a_way_b
 def test_job_that_just_ended_is_an_incident_of_the_next_one(tmp_path: Path) -> None:
     for token, began_s, steps in (("abc", 1000.0, range(24)), ("def", 1034.0, range(20, 40))):
         Journal(tmp_path, f"driver-{token}").close()
-        attempt(tmp_path, f"{token}0", began_s, steps, closed=token == "def")
+        attempt(tmp_path, f"0001-{token}", began_s, steps, closed=token == "def")
     account = read_account(tmp_path)
     assert account.incidents == (Incident(20, "the job died", None, 10.0, 4),)
     assert account.goodput == pytest.approx(40 / (40 + 4 + 10))
 
 
 def test_attempt_that_was_killed_without_any_driver_is_an_incident_too(tmp_path: Path) -> None:
-    attempt(tmp_path, "9f3c", 1000.0, range(10))  # torchrun
-    attempt(tmp_path, "77aa", 1015.0, range(10, 20), closed=True)
+    attempt(tmp_path, "0001-9f3c", 1000.0, range(10))  # torchrun
+    attempt(tmp_path, "0002-77aa", 1015.0, range(10, 20), closed=True)
     assert read_account(tmp_path).incidents == (Incident(10, "the job died", None, 5.0, 0),)
 
 
 @pytest.mark.parametrize("noted", [True, False])
 def test_job_that_ended_by_itself_or_gave_up_is_not_said_to_have_died(noted: bool, tmp_path: Path) -> None:
     driver = Journal(tmp_path, "driver-abc")
-    attempt(tmp_path, "abc0", 1000.0, range(10), closed=not noted)
+    attempt(tmp_path, "0001-abc", 1000.0, range(10), closed=not noted)
     if noted:
         driver.event("failure", 10, lost="rank 0 lost", phase="data", stood_s=0.0, reached=10)
     driver.close()
     Journal(tmp_path, "driver-def").close()
-    attempt(tmp_path, "def0", 9000.0, range(10, 20), closed=True)
+    attempt(tmp_path, "0001-def", 9000.0, range(10, 20), closed=True)
     incidents = read_account(tmp_path).incidents
     assert incidents == ((Incident(10, "rank 0 lost", "data", None, None),) if noted else ())
 
@@ -95,8 +95,8 @@ def test_run_that_did_not_begin_has_no_goodput(tmp_path: Path) -> None:
 
 
 def test_report_shows_the_incidents_and_what_they_cost(tmp_path: Path) -> None:
-    attempt(tmp_path, "a", 1000.0, range(10))
-    attempt(tmp_path, "b", 1015.0, range(6, 20), closed=True)
+    attempt(tmp_path, "0001-a", 1000.0, range(10))
+    attempt(tmp_path, "0002-b", 1015.0, range(6, 20), closed=True)
     path = write_report(tmp_path, "Run x", {}, {})
     assert path is not None
     page = path.read_text()
