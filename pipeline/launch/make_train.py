@@ -107,7 +107,9 @@ def _shards_name(tree: Path, *, generated: bool) -> str:
 def make_train(result: Result, flags: MakeFlags, more: Sequence[str]) -> None:
     """Runs the plan, filling in the RESULT with the job's own."""
     plan = make_plan(flags, more)
-    if finished_result(plan.request.run_dir) is None:  # drawing, packing and a head take minutes
+    if (
+        finished_result(plan.request.run_dir, plan.request.config.train.steps) is None
+    ):  # drawing, packing and a head take minutes
         plan_workers(plan.request.workers, plan.request.config, own_room())
     with StopSignals() as signals:
         result |= _prepare(plan, signals)

@@ -152,7 +152,7 @@ class StepRunner:
 
     def step(self, micro_batches: Sequence[MicroBatch], denominators: Denominators, step: int) -> None:
         """Do optimizer step `step` (0-based) on this rank's micro-batches of the global batch."""
-        set_learning_rate(self._optimizer, learning_rate(self._optim, step, self._train.steps))
+        set_learning_rate(self._optimizer, learning_rate(self._optim, step, self._train.schedule_steps(step)))
         self._optimizer.zero_grad(set_to_none=True)
         terms = torch.zeros_like(self._terms)
         for index, micro in enumerate(micro_batches):
