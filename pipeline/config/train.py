@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from pipeline.config.check import require
@@ -54,6 +55,10 @@ class TrainConfig:
 
     steps: int = 600
     """Optimizer steps; training ends by this count alone."""
+    extended_at: str = ""
+    """Steps at which the run was to end before `--extend` made it longer, such as 20 or 20+40; written by
+    that. Up to each the learning rate is that of a run of so many steps, after the last that of one of
+    train.steps: it jumps up there."""
     batch_global: int = 16
     """Samples an optimizer step, over all ranks and accumulated micro-batches."""
     accumulation: int = 1
@@ -112,6 +117,7 @@ class TrainConfig:
             self._check_elastic()
         require(0.0 <= self.ema_decay < 1.0, f"train.ema_decay must be in [0, 1), got {self.ema_decay}")
         require(self.log_every_s >= 0.0, f"train.log_every_s must be at least 0, got {self.log_every_s}")
+        self._check_extensions()
 
     def _check_elastic(self) -> None:
         require(
@@ -136,6 +142,22 @@ class TrainConfig:
             f"{', '.join(map(str, divisors))} of them",
         )
         return self.virtual_shards // world_size
+
+    def _check_extensions(self) -> None:
+        numbers = all(part.isdecimal() for part in self.extended_at.split("+")) or not self.extended_at
+        require(
+            numbers and all(a < b for a, b in pairwise((0, *self.earlier_ends(), self.steps))),
+            f"train.extended_at takes rising numbers of steps below train.steps {self.steps}, joined by +, "
+            f"got {self.extended_at!r}",
+        )
+
+    def earlier_ends(self) -> tuple[int, ...]:
+        """Numbers of steps that the run was to have before it was extended, the first one first."""
+        return tuple(int(part) for part in self.extended_at.split("+")) if self.extended_at else ()
+
+    def schedule_steps(self, step: int) -> int:
+        """Length of the schedule that optimizer step `step` (0-based) belongs to."""
+        return next((end for end in self.earlier_ends() if step < end), self.steps)
 
     def micro_batch_per_rank(self, world_size: int) -> int:
         """Samples a rank takes in one micro-batch; raises ConfigError where that is not whole."""

@@ -24,6 +24,8 @@ PREFIX = "ccs-"
 """How the folders of clusters begin."""
 OWNER = "owner.json"
 END_TIMEOUT_S = 5.0
+SERVES_EVERYBODY = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""How the titles of Ray's processes begin that run no job; without an agent the whole node ends."""
 
 
 def cluster_processes(mark: str, head: int) -> list[psutil.Process]:
@@ -49,6 +51,29 @@ def end_processes(mark: str, head: int) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
         psutil.wait_procs(left, timeout=END_TIMEOUT_S)
+
+
+def job_processes(mark: str, head: int) -> list[psutil.Process]:
+    """Those of a cluster's living processes that run jobs: their drivers have sessions of their own.
+
+    Ray names its workers by what they run.
+    """
+    found = []
+    for process in cluster_processes(mark, head):
+        with contextlib.suppress(psutil.Error):
+            title = " ".join(process.cmdline()[:1])
+            works = title.startswith("ray::") and not title.startswith(SERVES_EVERYBODY)
+            if works or _session(process) not in (head, None):
+                found.append(process)
+    return found
+
+
+def kill_processes(processes: list[psutil.Process]) -> None:
+    """Kill them, and wait for their end a bounded time."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=END_TIMEOUT_S)
 
 
 def record_owner(folder: Path, mark: str, head: int) -> None:

@@ -21,6 +21,10 @@ RAYS_OWN = ("Running entrypoint for job ", "INFO job_manager.py")
 """How Ray's lines at the top of a job's log can be told."""
 
 
+class HeadLostError(WorldStateError):
+    """The head that a job was submitted to is gone, and the job with it."""
+
+
 class Cluster(Protocol):
     """What of a LocalCluster is needed to watch a job."""
 
@@ -50,7 +54,7 @@ class JobFollower:
     def follow(self, stop_wanted: Callable[[], bool]) -> str:
         """The status that the job ended with; asks it to stop once that is wanted.
 
-        A call that is not answered is made again at the next poll. Raises WorldStateError where the
+        A call that is not answered is made again at the next poll. Raises HeadLostError where the
         head has ended, or gave no sign for `SILENCE_S`.
         """
         asked = False
@@ -80,10 +84,7 @@ class JobFollower:
             return
         self._show_lines(last=True)
         how = f"gave no sign for {silent_s:.0f}s" if self._cluster.head_lives() else "ended"
-        raise WorldStateError(
-            f"the local Ray head {how} while the job ran; type the same again with the run's --name to go "
-            "on from its newest checkpoint"
-        )
+        raise HeadLostError(f"the local Ray head {how} while the job ran")
 
     def _show_lines(self, *, last: bool) -> None:
         if not self._path.exists():

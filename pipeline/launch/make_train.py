@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import shlex
 import shutil
 import sys
@@ -22,12 +21,12 @@ from pipeline.errors import ConfigError, Preempted, WorldStateError
 from pipeline.launch.child_job import run_child
 from pipeline.launch.command_line import parse_flags
 from pipeline.launch.job import Result, run_job, tell
-from pipeline.launch.job_follower import JobFollower
-from pipeline.launch.local_cluster import LocalCluster
 from pipeline.launch.run_folder import finished_result
 from pipeline.launch.stop_signals import StopSignals
+from pipeline.launch.supervised_job import SupervisedJob, Supervisor
 from pipeline.launch.train_job import FIELDS, Request, git_commit, read_request
 from pipeline.launch.workers import Room, plan_workers
+from pipeline.train.checkpoint import list_committed, step_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_RUNS = "runs"
@@ -107,12 +106,15 @@ def _shards_name(tree: Path, *, generated: bool) -> str:
 def make_train(result: Result, flags: MakeFlags, more: Sequence[str]) -> None:
     """Runs the plan, filling in the RESULT with the job's own."""
     plan = make_plan(flags, more)
-    if finished_result(plan.request.run_dir) is None:  # drawing, packing and a head take minutes
+    if (
+        finished_result(plan.request.run_dir, plan.request.config.train.steps) is None
+    ):  # drawing, packing and a head take minutes
         plan_workers(plan.request.workers, plan.request.config, own_room())
     with StopSignals() as signals:
         result |= _prepare(plan, signals)
         if result["exit_code"] == 0:
-            result |= _run_on_ray(plan, signals)
+            _say(f"[make]  run {plan.request.name}: starting a Ray head of its own")
+            result |= Supervisor(supervised_job(plan), _say, signals.stop_wanted).run()
     _say_next(plan, result)
 
 
@@ -150,28 +152,19 @@ def _run_job(job: str, words: Sequence[str], signals: StopSignals) -> Result:
     return result
 
 
-def _run_on_ray(plan: Plan, signals: StopSignals) -> Result:
-    """The RESULT of the train job, run through a Ray head that lives as long as it does."""
-    submission = f"{plan.request.name}-{secrets.token_hex(3)}"
+def supervised_job(plan: Plan) -> SupervisedJob:
+    """The train job as it is submitted, each time with the same `--name`."""
     environment = {
         "RAY_JOB_STOP_SIGNAL": "SIGTERM",
         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
         "CCS_GIT_COMMIT": git_commit(),
     }
-    _say(f"[make]  run {plan.request.name}: starting a Ray head of its own")
-    with LocalCluster(num_cpus=own_room().cpus) as cluster:
-        command = ["python", "jobs/train_cityscapes.py", *plan.words]
-        cluster.submit(submission, copy_code(cluster.folder / "code"), {"env_vars": environment}, command)
-        follower = JobFollower(cluster, submission, _say)
-        status = follower.follow(signals.stop_wanted)
-    left = [process.pid for process in cluster.processes()]
-    if left:
-        tell(f"make train: processes {left} could not be ended")
-    if follower.result is None and signals.stop_wanted():
-        raise Preempted("stopped before training began; type the same again to begin")
-    if follower.result is None:
-        raise WorldStateError(f"the job ended as {status} without a RESULT line; what it said is above")
-    return follower.result
+
+    def newest_step() -> int:
+        return max(map(step_of, list_committed(plan.request.run_dir)), default=0)
+
+    command = ["python", "jobs/train_cityscapes.py", *plan.words]
+    return SupervisedJob(plan.request.name, command, environment, own_room().cpus, copy_code, newest_step)
 
 
 def copy_code(folder: Path) -> Path:

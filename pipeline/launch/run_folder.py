@@ -144,10 +144,11 @@ def refuse_other_run(run_dir: Path, wanted: Mapping[str, Any]) -> None:
         )
 
 
-def finished_result(run_dir: Path) -> dict[str, Any] | None:
-    """The RESULT of a run that was finished, or None."""
+def finished_result(run_dir: Path, steps: int) -> dict[str, Any] | None:
+    """The RESULT of a run that was finished with so many steps, or None; one of fewer is being extended."""
     path = run_dir / "result.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return dict(result) if result and result["step"] >= steps else None
 
 
 def recorded_config(path: Path) -> Config:

@@ -27,6 +27,7 @@ from pipeline.config import Config
 from pipeline.data.quarantine import num_quarantined
 from pipeline.errors import ConfigError, PipelineError, Preempted, one_line
 from pipeline.idle_settings import refuse_idle_settings
+from pipeline.launch.extension import with_extension
 from pipeline.launch.fence import begin_attempt
 from pipeline.launch.job import Result, run_job, tell
 from pipeline.launch.paths import resolve_path, resolve_settings
@@ -144,7 +145,7 @@ def _hold_run(
     attempt = ""
     if world.is_main:
         try:
-            config = with_architecture(config, run_dir)
+            config, _ = with_extension(with_architecture(config, run_dir), run_dir, extend=False)
             checked = check_run(config, shards, run_dir)
             wanted = identity(config, {"manifest_id": checked.manifest_id})
             stack.enter_context(lease(run_dir))

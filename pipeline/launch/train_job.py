@@ -16,6 +16,7 @@ from pathlib import Path
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.launch.command_line import parse_with_settings
+from pipeline.launch.extension import with_extension
 from pipeline.launch.job import Result
 from pipeline.launch.paths import resolve_path, resolve_settings
 from pipeline.launch.preflight import check_addresses, check_model_name, check_run
@@ -48,7 +49,7 @@ FIELDS = (
 WORKER_SETUP = "pipeline.launch.spares.load_everything"
 """What every worker process of the job runs first: those in reserve have nothing left to import."""
 MODEL_NAME = "tracking.registered_model"
-NOT_YET = ("--init-from", "--extend")
+NOT_YET = ("--init-from",)
 """Flags of the interface that this version does not have."""
 
 
@@ -68,6 +69,10 @@ class TrainFlags:
     """Ranks; one a GPU, or up to two on CPUs, without it."""
     runs: str = "~/ccs-runs"
     """Folder of all runs: checkpoints, MLflow's database and artifacts, reports."""
+    extend: bool = False
+    """Go on with a finished run of --name to a larger --train.steps, all other settings as they were. The
+    learning rate is then that of a run of the new length, so it jumps up where the run had ended: 20 steps
+    extended to 40 take the second half of the schedule of 40. Records, MLflow run and report go on."""
     register: str | None = None
     """Name to register the best model under, instead of the recipe's."""
     preflight_only: bool = False
@@ -84,6 +89,7 @@ class Request:
     name: str
     workers: int | None
     preflight_only: bool
+    extend: bool = False
     name_typed: bool = False
     """Whether the name to register under was typed, and is not just the recipe's."""
 
@@ -106,20 +112,26 @@ def read_request(argv: Sequence[str]) -> Request:
     shards, runs = resolve_path("--shards", flags.shards), resolve_path("--runs", flags.runs)
     config = resolve_settings(config)
     check_addresses(shards, runs, config.data.unindexed_train)
+    if flags.extend and flags.name is None:
+        raise ConfigError("--extend goes on with a finished run: type its --name")
     name = run_name(flags.name, config)
-    return Request(config, shards, Path(runs), name, flags.workers, flags.preflight_only, name_typed)
+    return Request(
+        config, shards, Path(runs), name, flags.workers, flags.preflight_only, flags.extend, name_typed
+    )
 
 
 def train(result: Result, argv: Sequence[str]) -> None:
     """Runs the train job, filling in its RESULT; raises a PipelineError for what cannot be."""
     request = read_request(argv)
-    request = replace(request, config=with_architecture(request.config, request.run_dir))
+    config = with_architecture(request.config, request.run_dir)
+    config, before = with_extension(config, request.run_dir, extend=request.extend)
+    request = replace(request, config=config)
     result["shards"] = request.shards
     checked = check_run(request.config, request.shards, request.run_dir)
-    wanted = identity(request.config, {"manifest_id": checked.manifest_id})
+    recorded = {"manifest_id": checked.manifest_id}
     with lease(request.run_dir), StopSignals() as signals:
-        refuse_other_run(request.run_dir, wanted)
-        finished = finished_result(request.run_dir)
+        refuse_other_run(request.run_dir, identity(before, recorded))
+        finished = finished_result(request.run_dir, config.train.steps)
         if finished is not None:
             # MLflow takes seconds to import.
             from pipeline.launch.finished_run import settle  # noqa: PLC0415
@@ -140,7 +152,7 @@ def train(result: Result, argv: Sequence[str]) -> None:
                     "GPUs" if workers.use_gpu else "CPUs",
                 )  # fmt: skip
                 return
-            write_json(request.run_dir / "config.json", wanted)
+            write_json(request.run_dir / "config.json", identity(config, recorded))
             # Ray and MLflow take seconds to import, and read an environment that is set by now.
             from pipeline.launch.train_run import train_run  # noqa: PLC0415
 

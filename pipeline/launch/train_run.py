@@ -36,6 +36,8 @@ def train_run(request: Request, workers: Workers, signals: StopSignals, result: 
         "world_size": str(workers.num),
         "device": "gpu" if workers.use_gpu else "cpu",
     }
+    if request.config.train.extended_at:
+        tags["extended_at"] = request.config.train.extended_at  # MLflow keeps the param of back then
     run = MlflowRun.open(describe(request, tags))
     status: Status = "FAILED"
     try:

@@ -142,9 +142,12 @@ def _record(run: Run) -> None:
 
 
 def _evaluation_due(run: Run) -> bool:
-    """True after the last step and after each so many, as long as the step was not evaluated."""
+    """True after the last step and after each so many, as long as the step was not evaluated.
+
+    An end that was moved counts as one: an extended run, and the repeat of its config, evaluate alike.
+    """
     state, train = run.state, run.config.train
-    due = state.step == train.steps or state.step % train.evaluate_every == 0
+    due = state.step in (*train.earlier_ends(), train.steps) or state.step % train.evaluate_every == 0
     return due and state.evaluated_step < state.step
 
 

@@ -159,7 +159,7 @@ class StepRunner:
 
         Where it turns out not to be finite it changes nothing, on all ranks alike.
         """
-        set_learning_rate(self._optimizer, learning_rate(self._optim, step, self._train.steps))
+        set_learning_rate(self._optimizer, learning_rate(self._optim, step, self._train.schedule_steps(step)))
         self._optimizer.zero_grad(set_to_none=True)
         self._scenes.forget()
         self.gate.begin()

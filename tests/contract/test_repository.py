@@ -162,7 +162,8 @@ def test_pre_commit_is_make_check() -> None:
 def test_interface_flags_of_train_are_there() -> None:
     flags = {f"--{name.replace('_', '-')}" for name in TrainFlags.__dataclass_fields__}
     assert flags == {
-        "--shards", "--recipe", "--name", "--workers", "--runs", "--config", "--register", "--preflight-only",
+        "--shards", "--recipe", "--name", "--workers", "--runs", "--config", "--extend", "--register",
+        "--preflight-only",
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 
 from pipeline.launch.job import read_result
 from pipeline.launch.local_cluster import MARK, LocalCluster
+from pipeline.tracking.journal import Event, Metrics, read_journal
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,6 +104,42 @@ def test_ctrl_c_checkpoints_and_leaves_no_process(city_tree, tiny, tmp_path: Pat
     assert list((tmp_path / "runs" / "stopped" / "checkpoints").glob("*/COMMIT.json"))
     assert "--name stopped" in run.text
     assert not still_alive(processes)
+
+
+def the_driver(run: MakeTrain) -> psutil.Process:
+    """The process of the submitted job, which runs the job's file itself and is no worker of Ray."""
+    found = [p for p in started_by(run.process.pid) if "jobs/train_cityscapes.py" in p.cmdline()]
+    return max(found, key=lambda process: process.create_time())
+
+
+def the_head(run: MakeTrain) -> psutil.Process:
+    """Ray's global store: `ray start` ends when it does."""
+    return next(p for p in started_by(run.process.pid) if p.name() == "gcs_server")
+
+
+@pytest.mark.parametrize(("victim", "words"), [(the_driver, "driver died"), (the_head, "head ended")])
+def test_a_killed_driver_or_head_is_noticed_and_training_goes_on_from_its_newest_checkpoint(
+    victim: Callable[[MakeTrain], psutil.Process], words: str, city_tree, tiny, tmp_path: Path
+) -> None:
+    lasting = ["--train.steps", "400", "--train.checkpoint_every", "20", "--register", ""]
+    lasting += ["--train.evaluate_every", "1000"]
+    run = MakeTrain(city_tree, tmp_path / "runs", *tiny, *lasting, "--name", "killed")
+    run_dir = tmp_path / "runs" / "killed"
+    run.wait_for(lambda: len(list((run_dir / "checkpoints").glob("*/COMMIT.json"))) >= 2)
+    processes = started_by(run.process.pid)
+    victim(run).kill()
+    result = run.result()
+    assert (result["exit_code"], result["status"], result["step"]) == (0, "ok", 400), run.text
+    (event,) = [line for line in run.text.splitlines() if "submitted again" in line]
+    assert words in event
+    assert re.search(r"on after \d+\.\ds$", event)
+    assert not still_alive(processes)
+    records = read_journal(run_dir)
+    first, second = [r for r in records if isinstance(r, Event) and r.name == "start"]
+    assert (first.step, second.step % 20) == (0, 0)
+    assert second.step >= 20, "from a checkpoint"
+    curve = [r.step for r in records if isinstance(r, Metrics) and "train/loss" in r.values]
+    assert curve == list(range(2, 401, 2)), "each point of the curve once, none missing"
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,12 @@
 """What `make train` says to type next, and what it uploads, without a cluster."""
 
 import re
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline.errors import ConfigError, Preempted, WorldStateError
+from pipeline.errors import ConfigError
 from pipeline.launch import make_train
 from pipeline.launch.job import Result
 from pipeline.launch.local_cluster import LocalCluster
@@ -15,12 +14,10 @@ from pipeline.launch.make_train import (
     ROOT,
     MakeFlags,
     _explain_refusal,
-    _run_on_ray,
     _say_next,
     copy_code,
     make_plan,
 )
-from pipeline.launch.stop_signals import StopSignals
 from pipeline.launch.workers import Room
 
 
@@ -91,39 +88,6 @@ def test_refused_folder_of_shards_is_told_in_the_words_of_make(
     line = capsys.readouterr().err
     assert words in line
     assert (str(tmp_path) in line) == bool(words)
-
-
-@pytest.mark.parametrize(("asked", "error"), [(True, Preempted), (False, WorldStateError)])
-def test_stop_before_the_jobs_first_line_is_no_fault(
-    asked: bool, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class EndsAtOnce:
-        folder = tmp_path
-
-        def __init__(self, **_: object) -> None: ...
-        def __enter__(self) -> "EndsAtOnce":
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-        def submit(self, *_: object) -> None: ...
-        def processes(self) -> list[object]:
-            return []
-
-        def head_lives(self) -> bool:
-            return True
-
-        def job_log(self, submission: str) -> Path:
-            return tmp_path / submission
-
-        def call(self, method: str, path: str) -> dict[str, str]:
-            return {"status": "STOPPED"}
-
-    monkeypatch.setattr(make_train, "LocalCluster", EndsAtOnce)
-    with StopSignals() as signals:
-        if asked:
-            signal.raise_signal(signal.SIGINT)
-        with pytest.raises(error, match="before training began" if asked else "without a RESULT line"):
-            _run_on_ray(make_plan(MakeFlags(runs=str(tmp_path)), []), signals)
 
 
 def test_upload_is_the_code_and_nothing_else_that_lies_in_the_checkout(tmp_path: Path) -> None:

@@ -133,7 +133,8 @@ def test_recorded_config_reads_back_and_refuses_what_is_none(tmp_path: Path) -> 
         recorded_config(tmp_path / "broken.json")
 
 
-def test_result_of_a_finished_run_reads_back(tmp_path: Path) -> None:
-    assert finished_result(tmp_path) is None
-    write_json(tmp_path / "result.json", {"miou": 0.5})
-    assert finished_result(tmp_path) == {"miou": 0.5}
+def test_result_of_a_finished_run_reads_back_but_not_while_it_is_extended(tmp_path: Path) -> None:
+    assert finished_result(tmp_path, 7) is None
+    write_json(tmp_path / "result.json", {"miou": 0.5, "step": 7})
+    assert finished_result(tmp_path, 7) == {"miou": 0.5, "step": 7}
+    assert finished_result(tmp_path, 8) is None

@@ -50,7 +50,7 @@ def refuse(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[Result, str]
         (["--recipe", "laptop", "--recipe=camvid"], "--recipe was typed twice"),
         (["--name", "shards"], "--name shards"),
         (["--init-from", "models:/x/1"], "--init-from is not in this version yet"),
-        (["--extend"], "--extend is not in this version yet"),
+        (["--extend"], "--extend goes on with a finished run: type its --name"),
         (["--data.train_split", "trian"], "did you mean train?"),
         (["--data.decoded_cache", "s3://b/x"], "--data.decoded_cache s3://b/x: files are kept in a folder"),
         (["--data.decoded_cache", f"{ROOT}/README.md/x"], f"{ROOT}/README.md is a file; type a folder"),

@@ -54,6 +54,20 @@ def test_a_stopped_and_resumed_run_ends_bit_for_bit_as_the_undisturbed_one(shard
     assert untimed(first.points | second.points) == untimed(whole.points)
 
 
+def test_an_extended_run_ends_bit_for_bit_as_the_repeat_of_its_recorded_config(
+    shards, tmp_path, surroundings
+):
+    first, second, repeat = surroundings("a"), surroundings("b"), surroundings("c")
+    extended = config(train__steps=9, train__extended_at="5")
+    fit(config(train__steps=5), shards, tmp_path / "run", first)
+    ended = fit(extended, shards, tmp_path / "run", second)
+    assert (ended.status, ended.step) == ("ok", 9)
+    fit(extended, shards, tmp_path / "repeat", repeat)
+    assert_same_bits(tmp_path / "repeat", tmp_path / "run")
+    assert untimed(first.points | second.points) == untimed(repeat.points)
+    assert not first.points.keys() & second.points.keys(), "no point twice"
+
+
 def assert_same_bits(whole, parts):
     expected, found = newest_tensors(whole), newest_tensors(parts)
     assert expected.keys() == found.keys()
