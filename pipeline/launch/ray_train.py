@@ -8,6 +8,7 @@ folder. So the death of a rank, of a node and of Ray's own controller are one an
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import secrets
 import shutil
@@ -21,7 +22,6 @@ from typing import Any
 import ray.train
 import torch
 from ray.exceptions import RayError
-from ray.train.torch import TorchConfig
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
@@ -30,10 +30,13 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from pipeline.config import Config
 from pipeline.errors import PipelineError
 from pipeline.launch.log_follower import LogFollower
+from pipeline.launch.rank_signals import HearingTorchConfig, told_to_go
+from pipeline.launch.room import wait_for_room
 from pipeline.launch.run_context import JournaledContext, log_file, log_to_file, request_stop
 from pipeline.launch.staging import stage_on_nodes
 from pipeline.launch.stop_signals import StopSignals
 from pipeline.launch.workers import Workers
+from pipeline.launch.world_size import WorldRange, at_world_size
 from pipeline.settings import from_dict, to_dict, with_settings
 from pipeline.tracking.journal import START, Event, Journal, Metrics, Record, committed_step, read_journal
 from pipeline.train.loop import fit
@@ -66,6 +69,7 @@ class Launch:
     shards: str
     run_dir: Path
     workers: Workers
+    world: WorldRange
     tracking: str = ""
 
 
@@ -96,20 +100,35 @@ def train_on_ray(launch: Launch, signals: StopSignals) -> Trained:
     stage_on_nodes(launch.config, launch.shards, launch.run_dir, launch.workers, signals)
     token = secrets.token_hex(3)
     journal = Journal(launch.run_dir, f"driver-{token}")
+    failure: Failure | None = None
+    failures = 0
     try:
-        failure: Failure | None = None
-        for restarts in range(launch.config.launch.max_failures + 1):
+        for restarts in itertools.count():
             begun = partial(_note_restart, launch.run_dir, journal, failure)
+            launch = in_room(launch, signals)
             try:
-                return Trained(_attempt(launch, f"{token}{restarts}", signals, begun), restarts)
+                fit_result = _attempt(launch, f"{token}{restarts}", signals, begun)
             except (RayError, TrainingFailedError) as error:
-                last = restarts == launch.config.launch.max_failures or signals.stop_wanted()
+                last = failures == launch.config.launch.max_failures or signals.stop_wanted()
                 _raise_unless_retryable(error, last=last)
+                failures += 1
                 failure = _note_failure(launch.run_dir, journal, _describe(error))
+                continue
+            if fit_result["status"] != "preempted" or signals.stop_wanted():
+                return Trained(fit_result, restarts)
+            failure = _note_failure(launch.run_dir, journal, "a rank was preempted")  # announced: no failure
     finally:
         journal.close()
         shutil.rmtree(launch.run_dir / "log" / "ray", ignore_errors=True)
     raise AssertionError("the last attempt returns or raises")
+
+
+def in_room(launch: Launch, signals: StopSignals) -> Launch:
+    """The launch with as many workers as there is room for now, and with their share of each batch."""
+    size = wait_for_room(launch.config, launch.world, launch.workers, signals.stop_wanted)
+    if size != launch.workers.num:
+        logger.info("[event] room for %d workers, before %d", size, launch.workers.num)
+    return dataclasses.replace(launch, workers=dataclasses.replace(launch.workers, num=size))
 
 
 def _attempt(launch: Launch, attempt: str, signals: StopSignals, begun: Callable[[], None]) -> dict[str, Any]:
@@ -117,7 +136,7 @@ def _attempt(launch: Launch, attempt: str, signals: StopSignals, begun: Callable
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"launch": _portable(launch), "attempt": attempt},
-        torch_config=TorchConfig(
+        torch_config=HearingTorchConfig(
             backend="nccl" if launch.workers.use_gpu else "gloo",
             timeout_s=launch.config.launch.collective_timeout_s,
         ),
@@ -130,7 +149,9 @@ def _attempt(launch: Launch, attempt: str, signals: StopSignals, begun: Callable
         run_config=RunConfig(
             name=attempt,
             storage_path=str(launch.run_dir / "log" / "ray"),
-            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+            failure_config=FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=0
+            ),
             worker_runtime_env={
                 "env_vars": {"OMP_NUM_THREADS": str(launch.config.launch.threads_per_worker)}
             },
@@ -178,8 +199,9 @@ class _Outcome:
 def _portable(launch: Launch) -> dict[str, Any]:
     """The launch as plain values, the GPU question answered: workers must not each decide it anew."""
     answer = {"launch.use_gpu": "yes" if launch.workers.use_gpu else "no"}
+    config = at_world_size(launch.config, launch.world, launch.workers.num)
     return {
-        "config": to_dict(with_settings(launch.config, answer)),
+        "config": to_dict(with_settings(config, answer)),
         "shards": launch.shards,
         "run_dir": str(launch.run_dir),
         "tracking": launch.tracking,
@@ -199,7 +221,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     )
     torch.set_num_threads(config.launch.threads_per_worker)
     log_to_file(log_file(run_dir, attempt) if world.is_main else None)
-    context = JournaledContext(run_dir, world, attempt, launch["tracking"])
+    context = JournaledContext(run_dir, world, attempt, launch["tracking"], told_to_go)
     try:
         return dataclasses.asdict(fit(config, launch["shards"], run_dir, context))
     finally:

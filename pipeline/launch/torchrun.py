@@ -174,7 +174,7 @@ def _read(argv: Sequence[str]) -> tuple[Config, str, Path]:
 def _refuse_settings_of_ray(typed: Iterable[str]) -> None:
     """Raises ConfigError for a typed setting that only the train job obeys."""
     for name in typed:
-        if name == "launch.max_failures":
+        if name in ("launch.max_failures", "launch.workers_wait_s"):
             raise ConfigError(f"--{name} does nothing here: torchrun restarts by its own --max-restarts")
         if name.startswith("tracking."):
             raise ConfigError(f"--{name} does nothing here: this command keeps a journal and no MLflow")
