@@ -51,9 +51,11 @@ class LaunchConfig:
     """Keep processes for a restart started and loaded: one a rank and three for Ray Train, 0.3 GB each."""
     deadline: DeadlineConfig = field(default_factory=DeadlineConfig)
     """When a rank counts as hung."""
+    workers_wait_s: int = 300
+    """Longest wait for room for the fewest workers, as after a node was lost; then the job ends with 75."""
 
     def __post_init__(self) -> None:
-        for name in ("threads_per_worker", "collective_timeout_s"):
+        for name in ("threads_per_worker", "collective_timeout_s", "workers_wait_s"):
             value = getattr(self, name)
             require(value >= 1, f"launch.{name} must be at least 1, got {value}")
         require(self.max_failures >= 0, f"launch.max_failures must be at least 0, got {self.max_failures}")
@@ -67,3 +69,9 @@ class TrackingConfig:
     """MLflow experiment of the run."""
     registered_model: str = "mini-ccs"
     """Name under which the best model is registered; empty registers nothing."""
+    wait_s: int = 60
+    """Longest wait at the end for a server that does not answer; what it lacks then stays in the journal, and
+    the same command with the same --name ships it."""
+
+    def __post_init__(self) -> None:
+        require(self.wait_s >= 1, f"tracking.wait_s must be at least 1, got {self.wait_s}")

@@ -21,7 +21,7 @@ def settle(request: Request, finished: Result, result: Result) -> None:
     commit = str(finished.pop(GIT_COMMIT, "unknown"))
     result.update(finished)
     if not request.preflight_only:
-        pending = ship_pending(request.run_dir)
+        pending = ship_pending(request.run_dir, request.config.tracking.wait_s)
         if pending:
             logger.info("[event] %s", pending)
         if _lacks_registration(request, result["model_uri"]):
@@ -52,7 +52,7 @@ def _register(request: Request, result: Result, commit: str) -> None:
             result["model_uri"] = published.model_uri
             report(request, run, result)
     finally:
-        pending = run.finish("FINISHED")
+        pending = run.finish("FINISHED", request.config.tracking.wait_s)
         if pending:
             logger.info("[event] %s", pending)
     result["run_id"] = run.run_id

@@ -26,6 +26,7 @@ from pipeline.launch.stop_signals import StopSignals
 from pipeline.launch.supervised_job import SupervisedJob, Supervisor
 from pipeline.launch.train_job import FIELDS, Request, git_commit, read_request
 from pipeline.launch.workers import Room, plan_workers
+from pipeline.tracking.server import has_pending
 from pipeline.train.checkpoint import list_committed, step_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -179,10 +180,12 @@ def copy_code(folder: Path) -> Path:
 
 def _say_next(plan: Plan, result: Result) -> None:
     """What to type next: to look, to predict, to go on."""
-    if result["exit_code"] == Preempted.exit_code:
+    preempted = result["exit_code"] == Preempted.exit_code
+    if preempted or has_pending(plan.request.run_dir):
         words = ["make train", "" if plan.generated else f"CITYSCAPES={shlex.quote(str(plan.tree))}"]
         words += [plan.variables, f"ARGS={shlex.quote(shlex.join(plan.words[4:]))}"]
-        _say(f"[next]  {' '.join(filter(None, words))}   goes on from the checkpoint")
+        why = "goes on from the checkpoint" if preempted else "ships what MLflow lacks, once it answers"
+        _say(f"[next]  {' '.join(filter(None, words))}   {why}")
     if result["exit_code"] != 0 or not result["model_uri"]:
         return
     look = " ".join(filter(None, ["make ui", plan.variables]))

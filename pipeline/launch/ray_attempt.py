@@ -16,7 +16,6 @@ from typing import Any
 import ray.train
 import torch
 from ray.exceptions import RayError
-from ray.train.torch import TorchConfig
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.callback import RayTrainCallback
@@ -28,12 +27,14 @@ from pipeline.config import Config
 from pipeline.launch.attempt_failure import lost_by
 from pipeline.launch.log_follower import LogFollower
 from pipeline.launch.pulse import Pulse, beat_file
+from pipeline.launch.rank_signals import HearingTorchConfig, told_to_go
 from pipeline.launch.rank_watch import RankWatch, end_ranks, free_resources, this_place
 from pipeline.launch.run_context import JournaledContext, log_file, log_to_file, request_stop
 from pipeline.launch.spares import Spares
 from pipeline.launch.stall import Stall
 from pipeline.launch.stop_signals import StopSignals
 from pipeline.launch.workers import Workers
+from pipeline.launch.world_size import WorldRange, at_world_size
 from pipeline.settings import from_dict, to_dict, with_settings
 from pipeline.train.loop import fit
 from pipeline.world import World
@@ -51,6 +52,7 @@ class Launch:
     shards: str
     run_dir: Path
     workers: Workers
+    world: WorldRange
     tracking: str = ""
 
 
@@ -102,7 +104,7 @@ def _trainer(launch: Launch, attempt: str) -> _Trainer:
     return _Trainer(
         _worker,
         train_loop_config={"launch": _portable(launch), "attempt": attempt},
-        torch_config=TorchConfig(
+        torch_config=HearingTorchConfig(
             backend="nccl" if launch.workers.use_gpu else "gloo",
             timeout_s=launch.config.launch.collective_timeout_s,
         ),
@@ -115,7 +117,9 @@ def _trainer(launch: Launch, attempt: str) -> _Trainer:
         run_config=RunConfig(
             name=attempt,
             storage_path=str(launch.run_dir / "log" / "ray"),
-            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+            failure_config=FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=0
+            ),
         ),
     )
 
@@ -150,8 +154,9 @@ class _Outcome:
 def _portable(launch: Launch) -> dict[str, Any]:
     """The launch as plain values, the GPU question answered: workers must not each decide it anew."""
     answer = {"launch.use_gpu": "yes" if launch.workers.use_gpu else "no"}
+    config = at_world_size(launch.config, launch.world, launch.workers.num)
     return {
-        "config": to_dict(with_settings(launch.config, answer)),
+        "config": to_dict(with_settings(config, answer)),
         "shards": launch.shards,
         "run_dir": str(launch.run_dir),
         "tracking": launch.tracking,
@@ -172,7 +177,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(config.launch.threads_per_worker)
     log_to_file(log_file(run_dir, attempt) if world.is_main else None)
     pulse = Pulse(beat_file(run_dir, attempt, world.rank), this_place())
-    context = JournaledContext(run_dir, world, attempt, launch["tracking"], pulse=pulse)
+    context = JournaledContext(run_dir, world, attempt, launch["tracking"], told_to_go, pulse)
     try:
         return dataclasses.asdict(fit(config, launch["shards"], run_dir, context))
     finally:

@@ -7,6 +7,9 @@ controller, and a rank that hangs, are one and the same case.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import logging
 import secrets
 import shutil
 from dataclasses import dataclass
@@ -23,11 +26,14 @@ from pipeline.launch.attempt_failure import (
 )
 from pipeline.launch.fence import begin_attempt
 from pipeline.launch.ray_attempt import Launch, run_attempt
+from pipeline.launch.room import wait_for_room
 from pipeline.launch.spares import Spares
 from pipeline.launch.staging import stage_on_nodes
 from pipeline.launch.stop_signals import StopSignals
 from pipeline.tracking.incidents import DRIVER
 from pipeline.tracking.journal import Journal
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,19 +54,36 @@ def train_on_ray(launch: Launch, signals: StopSignals) -> Trained:
     spares = Spares() if launch.config.launch.spares else None
     job = secrets.token_hex(3)
     journal = Journal(launch.run_dir, f"{DRIVER}{job}")
+    failure: Failure | None = None
+    failures = 0
     try:
-        failure: Failure | None = None
-        for restarts in range(launch.config.launch.max_failures + 1):
+        for restarts in itertools.count():
             begun = partial(note_restart, launch.run_dir, journal, failure)
+            launch = in_room(launch, signals)
+            attempt = begin_attempt(launch.run_dir, job)
             try:
-                attempt = begin_attempt(launch.run_dir, job)
-                return Trained(run_attempt(launch, attempt, signals, spares, begun), restarts)
+                fit_result = run_attempt(launch, attempt, signals, spares, begun)
             except LostError as lost:
                 raise_if_it_would_repeat(lost)
                 failure = note_failure(launch.run_dir, journal, lost, failure)
-                if restarts == launch.config.launch.max_failures or signals.stop_wanted():
+                if failures == launch.config.launch.max_failures or signals.stop_wanted():
                     give_up(lost)
+                failures += 1
+                continue
+            if fit_result["status"] != "preempted" or signals.stop_wanted():
+                return Trained(fit_result, restarts)
+            # Announced, and nothing lost by it: it counts as an incident and not as a failure.
+            told = LostError("a rank was preempted", "step", 0.0)
+            failure = note_failure(launch.run_dir, journal, told, failure)
     finally:
         journal.close()
         shutil.rmtree(launch.run_dir / "log" / "ray", ignore_errors=True)
     raise AssertionError("the last attempt returns or raises")
+
+
+def in_room(launch: Launch, signals: StopSignals) -> Launch:
+    """The launch with as many workers as there is room for now, and with their share of each batch."""
+    size = wait_for_room(launch.config, launch.world, launch.workers, signals.stop_wanted)
+    if size != launch.workers.num:
+        logger.info("[event] room for %d workers, before %d", size, launch.workers.num)
+    return dataclasses.replace(launch, workers=dataclasses.replace(launch.workers, num=size))

@@ -183,7 +183,7 @@ def _read(argv: Sequence[str]) -> tuple[Config, str, Path]:
 def _refuse_settings_of_ray(typed: Iterable[str]) -> None:
     """Raises ConfigError for a typed setting that only the train job obeys."""
     for name in typed:
-        if name in ("launch.max_failures", "launch.spares"):
+        if name in ("launch.max_failures", "launch.workers_wait_s", "launch.spares"):
             raise ConfigError(f"--{name} does nothing here: torchrun restarts by its own --max-restarts")
         if name.startswith("launch.deadline."):
             raise ConfigError(

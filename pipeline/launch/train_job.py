@@ -34,6 +34,7 @@ from pipeline.launch.run_folder import (
 from pipeline.launch.setting_flags import split_settings
 from pipeline.launch.stop_signals import StopSignals
 from pipeline.launch.workers import plan_workers
+from pipeline.launch.world_size import WorldRange, read_workers
 from pipeline.recipes import recipe
 from pipeline.settings import with_settings
 
@@ -65,8 +66,10 @@ class TrainFlags:
     """config.json of a recorded run, to repeat it; instead of --recipe."""
     name: str | None = None
     """Name of the run; the same name again goes on with it. One is made up without it."""
-    workers: int | None = None
-    """Ranks; one a GPU, or up to two on CPUs, without it."""
+    workers: str | None = None
+    """Ranks; one a GPU, or up to two on CPUs, without it. MIN:MAX is elastic: each attempt takes as many of
+    them as there is room for and as divide the batch; global batch and learning rate stay, as fewer ranks
+    accumulate more micro-batches."""
     runs: str = "~/ccs-runs"
     """Folder of all runs: checkpoints, MLflow's database and artifacts, reports."""
     extend: bool = False
@@ -87,7 +90,7 @@ class Request:
     shards: str
     runs_dir: Path
     name: str
-    workers: int | None
+    workers: WorldRange | None
     preflight_only: bool
     extend: bool = False
     name_typed: bool = False
@@ -116,7 +119,14 @@ def read_request(argv: Sequence[str]) -> Request:
         raise ConfigError("--extend goes on with a finished run: type its --name")
     name = run_name(flags.name, config)
     return Request(
-        config, shards, Path(runs), name, flags.workers, flags.preflight_only, flags.extend, name_typed
+        config,
+        shards,
+        Path(runs),
+        name,
+        read_workers(flags.workers),
+        flags.preflight_only,
+        flags.extend,
+        name_typed,
     )
 
 

@@ -14,6 +14,7 @@ from pipeline.launch.run_record import describe, publish, report
 from pipeline.launch.stop_signals import StopSignals
 from pipeline.launch.train_job import Request, git_commit
 from pipeline.launch.workers import Workers
+from pipeline.launch.world_size import WorldRange
 from pipeline.settings import config_hash
 from pipeline.tracking.incidents import read_account
 from pipeline.tracking.mlflow_store import Status
@@ -33,7 +34,7 @@ def train_run(request: Request, workers: Workers, signals: StopSignals, result: 
     tags = {
         "git.commit": commit,
         "config_hash": config_hash(request.config),
-        "world_size": str(workers.num),
+        "world_size": str(workers.num),  # the first attempt's; each start in the journal has its own
         "device": "gpu" if workers.use_gpu else "cpu",
     }
     if request.config.train.extended_at:
@@ -42,7 +43,8 @@ def train_run(request: Request, workers: Workers, signals: StopSignals, result: 
     status: Status = "FAILED"
     try:
         result |= {"run_id": run.run_id, "tracking_uri": run.tracking_uri}
-        launch = Launch(request.config, request.shards, request.run_dir, workers, run.page)
+        world = request.workers or WorldRange(workers.num, workers.num)
+        launch = Launch(request.config, request.shards, request.run_dir, workers, world, run.page)
         trained = train_on_ray(launch, signals)
         ended = {key: trained.fit[key] for key in FIT_FIELDS}
         account = read_account(request.run_dir)
@@ -52,7 +54,6 @@ def train_run(request: Request, workers: Workers, signals: StopSignals, result: 
         checkpoint = best_checkpoint(request.run_dir) or newest_checkpoint(request.run_dir)
         result["checkpoint"] = str(checkpoint) if checkpoint else None
         if trained.fit["status"] == "preempted":
-            status = "KILLED"
             raise Preempted(
                 f"stopped at step {ended['step']} of {request.config.train.steps} after a checkpoint; "
                 f"type the same with --name {request.name} to go on"
@@ -60,8 +61,11 @@ def train_run(request: Request, workers: Workers, signals: StopSignals, result: 
         result["model_uri"] = publish(request, run, commit).model_uri
         report(request, run, result)
         status = "FINISHED"
+    except Preempted:
+        status = "KILLED"
+        raise
     finally:
-        pending = run.finish(status)
+        pending = run.finish(status, request.config.tracking.wait_s)
         if pending:
             logger.info("[event] %s", pending)
         result |= {"run_id": run.run_id, "quarantined": num_quarantined(request.run_dir)}

@@ -6,6 +6,12 @@ from dataclasses import dataclass
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.launch.world_size import (
+    WorldRange,
+    at_world_size,
+    choose_world_size,
+    refuse_range_of_exact,
+)
 
 
 @dataclass(frozen=True)
@@ -25,38 +31,43 @@ class Workers:
     use_gpu: bool
 
 
-def plan_workers(typed: int | None, config: Config, room: Room) -> Workers:
+def plan_workers(typed: WorldRange | None, config: Config, room: Room) -> Workers:
     """The worker group that was asked for; without a number, one a GPU, or up to two on CPUs.
 
-    Without a number it is the largest one that also divides the batch. Raises ConfigError, with the
-    number that fits, where the cluster is too small: Ray would wait for the missing CPUs for ever.
+    Of a range, and without a number, it is the largest one that also divides the batch. Raises
+    ConfigError, with the number that fits, where the cluster is too small: Ray would wait for the
+    missing CPUs for ever.
     """
+    refuse_range_of_exact(config, typed)
     cpus_each = config.launch.threads_per_worker + config.data.loader_workers
-    if typed is not None and typed < 1:
-        raise ConfigError(f"--workers must be at least 1, got {typed}")
     use_gpu = config.launch.use_gpu == "yes" or (
-        config.launch.use_gpu == "auto" and room.gpus >= max(1, typed or 1)
+        config.launch.use_gpu == "auto" and room.gpus >= max(1, typed.least if typed else 1)
     )
     fits = min(room.cpus // cpus_each, room.gpus) if use_gpu else room.cpus // cpus_each
-    wanted = typed or _largest_divisor(config, fits if use_gpu else min(2, fits))
-    if wanted > fits:
+    wanted = typed or WorldRange(1, fits if use_gpu else min(2, fits))
+    if max(1, wanted.least) > fits:
         cure = f"--workers {fits} fits" if fits else _cure(config, room, use_gpu=use_gpu)
         gpu, gpus = (" and a GPU", f" and {room.gpus} GPUs") if use_gpu else ("", "")
         raise ConfigError(
-            f"--workers {wanted} does not fit: each takes {cpus_each} CPUs ({config.data.loader_workers} "
-            f"of them to load){gpu}, and the cluster has {room.cpus} CPUs{gpus}; {cure}"
+            f"--workers {wanted.least} does not fit: each takes {cpus_each} CPUs "
+            f"({config.data.loader_workers} of them to load){gpu}, and the cluster has {room.cpus} "
+            f"CPUs{gpus}; {cure}"
         )
-    config.train.micro_batch_per_rank(wanted)
-    return Workers(wanted, cpus_each, use_gpu)
+    return Workers(_largest(config, typed, wanted, fits), cpus_each, use_gpu)
 
 
-def _largest_divisor(config: Config, most: int) -> int:
-    """The largest number up to `most`, and at least 1, that parts the batch evenly."""
-    train = config.train
-    parts = train.batch_global // train.accumulation
-    if train.determinism == "elastic":
-        parts = train.virtual_shards
-    return next((n for n in range(most, 1, -1) if parts % n == 0), 1)
+def _largest(config: Config, typed: WorldRange | None, wanted: WorldRange, fits: int) -> int:
+    """The number of ranks: as typed; of a range or without one, the largest that divides the batch."""
+    if typed is None:
+        train = config.train
+        parts = train.batch_global // train.accumulation
+        if train.determinism == "elastic":
+            parts = train.virtual_shards
+        num = next((n for n in range(wanted.most, 1, -1) if parts % n == 0), 1)
+    else:
+        num = choose_world_size(config, typed, fits) or typed.least
+    at_world_size(config, typed or WorldRange(num, num), num)
+    return num
 
 
 def _cure(config: Config, room: Room, *, use_gpu: bool) -> str:

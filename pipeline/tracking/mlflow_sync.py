@@ -16,39 +16,19 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from mlflow.entities import Metric
-
 from pipeline.errors import one_line, without_credentials
-from pipeline.tracking.confusion_picture import confusion_png
-from pipeline.tracking.incidents import COLUMNS, read_account
-from pipeline.tracking.journal import (
-    FOLDER,
-    Event,
-    Metrics,
-    Picture,
-    Record,
-    Table,
-    committed_step,
-    read_journal,
-)
-from pipeline.tracking.mlflow_store import (
-    MlflowStore,
-    RunDescription,
-    Sent,
-    Status,
-    batches,
-)
+from pipeline.tracking.journal import FOLDER, read_journal
+from pipeline.tracking.mlflow_shipment import Shipment, due, points_of
+from pipeline.tracking.mlflow_store import MlflowStore, RunDescription, Status
 from pipeline.tracking.pending import forget_pending, load_pending, save_pending
 from pipeline.tracking.server import tracking_uri
-from pipeline.tracking.system_metrics import SAMPLE_PREFIX, SystemSampler
+from pipeline.tracking.system_metrics import SystemSampler
 
 logger = logging.getLogger(__name__)
 
 SHIP_EVERY_S = 3.0
 LONGEST_PAUSE_S = 30.0
 """Between two tries while the server is out of reach."""
-CONFUSION_SUFFIX = "confusion"
-"""Tables whose key ends in this are square and also shown as a picture."""
 
 
 class MlflowRun:
@@ -63,10 +43,11 @@ class MlflowRun:
         self._ship_every_s = ship_every_s
         self._store: MlflowStore | None = None
         self._sampler = SystemSampler(description.runs_dir)
-        self._sent: Sent | None = None  # None: MLflow must be asked what it holds
-        self._known = Sent()  # what was last known to be there, for the line about what is pending
+        self._shipment: Shipment | None = None  # None: MLflow must be asked what it holds
+        self._known: Collection[
+            tuple[str, int]
+        ] = ()  # there when last asked: for the line on what is pending
         self._first_sample_step: int | None = None  # of this job's first system sample, for all of its time
-        self._tables: dict[str, tuple[int, float]] = {}
         self._queue: list[tuple[Path, str]] = []
         self._lock = threading.Lock()
         self._wake, self._opened, self._ended = threading.Event(), threading.Event(), threading.Event()
@@ -127,11 +108,12 @@ class MlflowRun:
         with self._lock:
             save_pending(self._description, status, self._queue)
         records = read_journal(self._description.run_dir)
-        points = {(p.key, p.step) for p in _points(_due(records, status))}
+        points = {(p.key, p.step) for p in points_of(due(records, status))}
         return (
             f"MLflow at {self.tracking_uri} is out of reach ({self._last_error or 'no answer'}): "
-            f"{len(points - self._known.points)} of {len(points)} metric points, and the run's end, are "
-            f"pending in {self._description.run_dir / FOLDER}; run the same command again to ship them"
+            f"{len(points.difference(self._known))} of {len(points)} metric points, and the run's end, are "
+            f"pending in {self._description.run_dir / FOLDER}; type the same with --name "
+            f"{self._description.run_name} again to ship them"
         )
 
     def _work(self) -> None:
@@ -162,7 +144,7 @@ class MlflowRun:
         self._wake.wait(min(pause_s, LONGEST_PAUSE_S))
 
     def _note_failure(self, error: Exception) -> None:
-        self._sent = None  # what was under way may have landed: ask before sending anything again
+        self._shipment = None  # what was under way may have landed: ask before sending anything again
         self._last_error = one_line_of(error)
         if self._failures == 0:
             logger.warning(
@@ -179,20 +161,21 @@ class MlflowRun:
         if self.run_id is None:
             self.run_id, self.experiment_id = store.open_run(self._description)
         self._describe(store, self.run_id)
-        if self._sent is None:
-            self._sent = store.sent(self.run_id)
-            self._known = self._sent
+        if self._shipment is None:
+            self._shipment = Shipment(store, self.run_id, self._description.run_dir)
+            self._known = self._shipment.points
+        shipment = self._shipment
         if self._first_sample_step is None:
-            self._first_sample_step = 1 + _newest_sample(self._sent)
+            self._first_sample_step = shipment.next_sample()
         self._opened.set()
         began_s = time.thread_time()
-        records = _due(read_journal(self._description.run_dir), status)
+        records = due(read_journal(self._description.run_dir), status)
         self._reading_s = time.thread_time() - began_s
-        self._ship_points(store, self.run_id, self._sent, _points(records, self._sent.points))
-        self._ship_points(store, self.run_id, self._sent, self._sampler.waiting(self._first_sample_step))
+        shipment.send_points(points_of(records, shipment.points))
+        shipment.send_points(self._sampler.waiting(self._first_sample_step))
         self._sampler.clear()
-        self._ship_pictures(store, self.run_id, self._sent, records)
-        self._ship_tables(store, self.run_id, records)
+        shipment.send_pictures(records)
+        shipment.send_tables(records)
         self._ship_artifacts(store, self.run_id)
         if status is not None:
             journal = self._description.run_dir / FOLDER
@@ -214,36 +197,6 @@ class MlflowRun:
             raise
         for line in changed:
             logger.info("[event] param %s (MLflow keeps the first value; config.json has the new one)", line)
-
-    def _ship_points(self, store: MlflowStore, run_id: str, sent: Sent, points: list[Metric]) -> None:
-        for batch in batches(point for point in points if (point.key, point.step) not in sent.points):
-            store.send_metrics(run_id, batch)
-            sent.points.update((point.key, point.step) for point in batch)
-
-    def _ship_pictures(self, store: MlflowStore, run_id: str, sent: Sent, records: list[Record]) -> None:
-        for record in records:
-            if isinstance(record, Picture) and (record.key, record.step) not in sent.pictures:
-                path = self._description.run_dir / record.path
-                if path.is_file():
-                    store.send_picture(run_id, record.key, record.step, path)
-                sent.pictures.add((record.key, record.step))
-
-    def _ship_tables(self, store: MlflowStore, run_id: str, records: list[Record]) -> None:
-        newest = {r.key: r for r in records if isinstance(r, Table)}
-        changed = {k: r for k, r in newest.items() if self._tables.get(k) != (r.step, r.time_s)}
-        if not changed:
-            return
-        tables = {f"tables/{key.replace('/', '-')}.json": (r.columns, r.rows) for key, r in changed.items()}
-        events = [r for r in records if isinstance(r, Event)]
-        tables["tables/events.json"] = _event_table(events)
-        if incidents := read_account(self._description.run_dir).rows():
-            tables["tables/incidents.json"] = COLUMNS, incidents
-        store.send_tables(run_id, tables)
-        for key, record in changed.items():
-            if key.endswith(CONFUSION_SUFFIX):
-                picture = confusion_png(record.columns, record.rows, f"{key}, step {record.step}")
-                store.send_bytes(run_id, picture, f"tables/{key.replace('/', '-')}.png")
-        self._tables.update({key: (r.step, r.time_s) for key, r in changed.items()})
 
     def _ship_artifacts(self, store: MlflowStore, run_id: str) -> None:
         while True:
@@ -274,37 +227,3 @@ def ship_pending(run_dir: Path, timeout_s: float = 60.0) -> str | None:
 def one_line_of(error: Exception) -> str:
     """An error from MLflow as part of a log line: short, on one line, without credentials."""
     return without_credentials(one_line(error))[:200] or type(error).__name__
-
-
-def _due(records: list[Record], status: Status | None) -> list[Record]:
-    """What may be shipped: all of a finished run, else what the newest commit covers."""
-    if status == "FINISHED":
-        return records
-    limit = committed_step(records)
-    return [record for record in records if record.step <= limit]
-
-
-def _newest_sample(sent: Sent) -> int:
-    """The number of the last system sample that MLflow holds from earlier jobs; -1 for none."""
-    return max((step for key, step in sent.points if key.startswith(SAMPLE_PREFIX)), default=-1)
-
-
-def _points(records: list[Record], sent: Collection[tuple[str, int]] = ()) -> list[Metric]:
-    """One point a (metric, step) that is not in `sent`; of one recorded twice the later value counts."""
-    newest = {
-        (key, record.step): Metric(key, value, int(record.time_s * 1000), record.step)
-        for record in records
-        if isinstance(record, Metrics)
-        for key, value in record.values.items()
-        if (key, record.step) not in sent
-    }
-    return list(newest.values())
-
-
-def _event_table(events: list[Event]) -> tuple[list[str], list[list[object]]]:
-    clock = [time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time_s)) for event in events]
-    rows: list[list[object]] = [
-        [when, event.step, event.name, ", ".join(f"{k}={v}" for k, v in event.fields.items())]
-        for when, event in zip(clock, events, strict=True)
-    ]
-    return ["time", "step", "event", "details"], rows

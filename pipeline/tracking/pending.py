@@ -11,8 +11,7 @@ from pathlib import Path
 
 from pipeline.tracking.dataset_source import DatasetInfo
 from pipeline.tracking.mlflow_store import RunDescription, Status
-
-PENDING = "mlflow-pending.json"
+from pipeline.tracking.server import PENDING
 
 logger = logging.getLogger(__name__)
 

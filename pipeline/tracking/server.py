@@ -6,10 +6,18 @@ import logging
 import os
 from pathlib import Path
 
+PENDING = "mlflow-pending.json"
+"""What a finished job still owes MLflow, in the run's folder."""
+
 
 def tracking_uri(runs_dir: Path) -> str:
     """MLFLOW_TRACKING_URI where it is set, else a database in the runs folder, as an absolute path."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs_dir.resolve()}/mlflow.db"
+
+
+def has_pending(run_dir: Path) -> bool:
+    """True where an earlier job of the run noted what MLflow lacks (`pipeline/tracking/pending.py`)."""
+    return (run_dir / PENDING).exists()
 
 
 def be_impatient() -> None:

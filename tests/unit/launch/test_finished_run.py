@@ -31,7 +31,7 @@ class FakeRun:
     def add_artifact(self, path: Path) -> None:
         assert path.is_file()
 
-    def finish(self, status: str) -> str | None:
+    def finish(self, status: str, timeout_s: float) -> str | None:
         assert status == "FINISHED"
         return None
 
@@ -67,7 +67,7 @@ class World:
         uri = f"models:/{name}/{self.version}" if self.version else str(run_dir / "export")
         return Published(uri, self.version, f"tried {name}")
 
-    def ship(self, run_dir: Path) -> str | None:
+    def ship(self, run_dir: Path, timeout_s: float) -> str | None:
         self.shipped.append(run_dir)
         return self.pending
 

@@ -55,6 +55,18 @@ def test_lines_of_a_run_in_the_usual_folder_stay_short(
     assert next_lines(capsys, DONE)[0].startswith("[next]  make ui   shows")
 
 
+def test_lines_of_a_run_that_mlflow_lacks_something_of_say_what_ships_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = tmp_path / "mine" / "mlflow-pending.json"
+    note.parent.mkdir()
+    note.write_text("{}")
+    line, look, *_ = next_lines(capsys, DONE, runs=str(tmp_path))
+    words = f"RUNS={tmp_path} ARGS='--name mine --optim.lr 0.5'"
+    assert line == f"[next]  make train {words}   ships what MLflow lacks, once it answers"
+    assert "make ui" in look
+
+
 def shards_of(tree: str, runs: Path) -> Path:
     return Path(make_plan(MakeFlags(cityscapes=tree, runs=str(runs)), []).request.shards)
 

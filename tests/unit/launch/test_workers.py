@@ -3,6 +3,7 @@ import pytest
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.launch.workers import Room, Workers, plan_workers
+from pipeline.launch.world_size import WorldRange
 from pipeline.settings import with_settings
 
 
@@ -10,6 +11,10 @@ def config(**settings: object) -> Config:
     return with_settings(
         Config(), {"train.batch_global": 16} | {k.replace("__", "."): v for k, v in settings.items()}
     )
+
+
+def exactly(num: int | None) -> WorldRange | None:
+    return WorldRange(num, num) if num else None
 
 
 @pytest.mark.parametrize(
@@ -35,7 +40,7 @@ def config(**settings: object) -> Config:
 def test_workers_are_the_typed_number_or_what_the_cluster_offers(
     typed: int | None, settings: dict[str, object], room: Room, expected: Workers
 ) -> None:
-    assert plan_workers(typed, config(**settings), room) == expected
+    assert plan_workers(exactly(typed), config(**settings), room) == expected
 
 
 @pytest.mark.parametrize(
@@ -55,7 +60,6 @@ def test_workers_are_the_typed_number_or_what_the_cluster_offers(
         (8, {"launch__use_gpu": "yes"}, Room(64, 4), "--workers 4 fits"),
         (1, {"launch__use_gpu": "yes"}, Room(64, 0), "0 GPUs; type --launch.use_gpu no"),
         (None, {"launch__use_gpu": "yes"}, Room(64, 0), "0 GPUs; type --launch.use_gpu no"),
-        (0, {}, Room(2, 0), "--workers must be at least 1"),
         (3, {}, Room(4, 0), "try --train.batch_global 15"),
         (3, {"train__determinism": "elastic"}, Room(4, 0), "8 do not divide by 3 workers; take 1, 2, 4, 8"),
     ],
@@ -64,4 +68,19 @@ def test_what_does_not_fit_is_refused_with_the_number_that_does(
     typed: int | None, settings: dict[str, object], room: Room, words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        plan_workers(typed, config(**settings), room)
+        plan_workers(exactly(typed), config(**settings), room)
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "room", "expected"),
+    [(1, 8, Room(64, 0), 8), (1, 8, Room(7, 0), 4), (2, 3, Room(64, 0), 2), (1, 8, Room(64, 2), 2)],
+)
+def test_of_a_range_the_most_that_fit_and_divide_the_batch_are_taken(
+    least: int, most: int, room: Room, expected: int
+) -> None:
+    assert plan_workers(WorldRange(least, most), config(), room).num == expected
+
+
+def test_range_whose_fewest_do_not_fit_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--workers 4 does not fit.*--workers 2 fits"):
+        plan_workers(WorldRange(4, 8), config(), Room(2, 0))

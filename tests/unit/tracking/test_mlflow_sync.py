@@ -238,7 +238,7 @@ def test_a_broken_store_neither_raises_nor_blocks_and_says_what_is_pending(
     assert time.monotonic() - start < 30
     assert pending is not None
     assert "2 of 2 metric points" in pending
-    assert "run the same command again" in pending
+    assert "type the same with --name x again to ship them" in pending
     assert sum("out of reach" in r.message for r in caplog.records) == 1, "one warning an outage"
 
 
