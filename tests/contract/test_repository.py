@@ -108,7 +108,7 @@ def test_ray_job_manifest_runs_the_train_job_as_it_is() -> None:
     assert (python, script) == ("python", "jobs/train_cityscapes.py")
     request = read_request(words)
     assert request.workers is not None
-    request.config.train.micro_batch_per_rank(request.workers)
+    request.config.train.micro_batch_per_rank(request.workers.most)
 
     cluster = spec["rayClusterSpec"]
     pins = (ROOT / "locks" / "cuda.txt").read_text()
@@ -119,7 +119,7 @@ def test_ray_job_manifest_runs_the_train_job_as_it_is() -> None:
     assert group["replicas"] == group["minReplicas"] == group["maxReplicas"]
     pod = group["template"]["spec"]
     limits = pod["containers"][0]["resources"]["limits"]
-    assert int(limits["nvidia.com/gpu"]) * group["replicas"] == request.workers
+    assert int(limits["nvidia.com/gpu"]) * group["replicas"] == request.workers.most
     cpus_each = request.config.launch.threads_per_worker + request.config.data.loader_workers
     assert int(limits["cpu"]) >= cpus_each * int(limits["nvidia.com/gpu"])
     mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
