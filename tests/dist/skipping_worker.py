@@ -16,7 +16,8 @@ from fit_worker import NotingContext
 from pipeline.errors import NonFiniteLossError
 from pipeline.recipes import recipe
 from pipeline.settings import with_settings
-from pipeline.train import checkpoint, loop
+from pipeline.train import loop
+from pipeline.train.optim import optimizer_tensors
 from pipeline.world import World
 from tests.poison import leave_out, plant
 
@@ -48,7 +49,7 @@ def run_case(case: dict, world: World, shards: str, run_dir: Path) -> dict:
         except NonFiniteLossError as problem:
             error = str(problem)
     (run,) = runs
-    weights = {k: v for k, v in run.model.named_parameters()} | checkpoint.optimizer_tensors(
+    weights = {k: v for k, v in run.model.named_parameters()} | optimizer_tensors(
         run.model, run.optimizer
     )
     weights |= {f"averaged {k}": v for k, v in run.ema.averaged.named_parameters()}

@@ -106,7 +106,7 @@ def test_a_step_that_is_not_finite_changes_no_bit_and_the_host_waits_for_nothing
 
     def bits():
         tensors = [*model.state_dict().values(), *averaged.state_dict().values()]
-        tensors += checkpoint.optimizer_tensors(model, optimizer).values()
+        tensors += optimizer_tensors(model, optimizer).values()
         return [tensor.detach().clone() for tensor in tensors]
 
     def step(number, loss):

@@ -5,8 +5,8 @@ import torch
 
 from pipeline.config import BackboneConfig, Config, HeadConfig, ModelConfig, OptimConfig, TrainConfig
 from pipeline.model.segmenter import build_segmenter, channels_last
-from pipeline.train import checkpoint, step
-from pipeline.train.optim import Ema, build_optimizer
+from pipeline.train import step
+from pipeline.train.optim import Ema, build_optimizer, optimizer_tensors
 from pipeline.train.reduce import SingleProcess
 from pipeline.train.step import MicroBatch, StepRunner
 from pipeline.world import World
@@ -74,7 +74,7 @@ class Learner:
         """Every number that a step may change, as bytes."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.averaged.state_dict().items()}
-        tensors |= checkpoint.optimizer_tensors(self.model, self.optimizer)
+        tensors |= optimizer_tensors(self.model, self.optimizer)
         return {k: v.detach().clone().contiguous().reshape(-1).view(torch.uint8) for k, v in tensors.items()}
 
 

@@ -221,19 +221,6 @@ def test_the_count_of_a_stopped_and_resumed_run_is_that_of_the_undisturbed_one(
     assert_same_bits(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_checkpoints_of_before_the_count_are_resumed(shards, tmp_path, monkeypatch, noting):
-    fit(config(train__steps=2), shards, tmp_path, noting())
-    read = checkpoint.read_checkpoint
-
-    def without_count(folder):
-        found = read(folder)
-        progress = {k: v for k, v in found.state["progress"].items() if k != "skipped_steps"}
-        return checkpoint.Checkpoint(found.path, found.card, {**found.state, "progress": progress})
-
-    monkeypatch.setattr(checkpoint, "read_checkpoint", without_count)
-    assert fit(config(train__steps=3), shards, tmp_path, noting("b")).step == 3
-
-
 @pytest.mark.parametrize("limit", [0, 10])
 @pytest.mark.parametrize("metrics_every", [1, 100])
 def test_weights_that_are_not_finite_are_neither_scored_nor_saved(
