@@ -104,6 +104,7 @@ def test_ray_job_manifest_runs_the_train_job_as_it_is() -> None:
     job = yaml.safe_load((ROOT / "cluster" / "kuberay" / "rayjob.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     spec = job["spec"]
+    assert spec["backoffLimit"] >= 1, "a job whose driver dies is submitted again"
     python, script, *words = shlex.split(spec["entrypoint"])
     assert (python, script) == ("python", "jobs/train_cityscapes.py")
     request = read_request(words)
@@ -122,6 +123,9 @@ def test_ray_job_manifest_runs_the_train_job_as_it_is() -> None:
     assert int(limits["nvidia.com/gpu"]) * group["replicas"] == request.workers.most
     cpus_each = request.config.launch.threads_per_worker + request.config.data.loader_workers
     assert int(limits["cpu"]) >= cpus_each * int(limits["nvidia.com/gpu"])
+    variables = {v["name"]: v["value"] for v in pod["containers"][0]["env"]}
+    drained_s = float(variables["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+    assert 120 <= drained_s < pod["terminationGracePeriodSeconds"], "time to end a step and checkpoint"
     mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
