@@ -99,11 +99,11 @@ class Job:
 
     def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
         self.log = log
-        self._file = log.open("wb")
-        self.process = subprocess.Popen(
-            command, env=environment, cwd=ROOT, stdout=self._file, stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                command, env=environment, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
 
     @property
     def text(self) -> str:
@@ -121,7 +121,6 @@ class Job:
     def result(self, timeout_s: float = 180.0) -> dict[str, Any]:
         """The RESULT of the ended job: the last line, in agreement with the exit code."""
         code = self.process.wait(timeout_s)
-        self._file.close()
         *_, last = self.text.splitlines()
         assert last.startswith("RESULT "), self.text
         result: dict[str, Any] = json.loads(last.removeprefix("RESULT "))

@@ -117,7 +117,9 @@ def test_rank_that_hangs_is_named_killed_and_costs_a_restart(start_job, ray_head
     assert (result["restarts"], result["step"]) == (1, 300)
     assert not stopped.is_running(), "the stopped process is gone, with what it held"
     (failure,) = events(read_journal(run_dir), "failure")
-    assert re.fullmatch(r"rank [01] hung \(silent for \d+\.\ds in (data|step)\)", failure.fields["lost"])
+    # On a starved machine the group's stand is noticed before the one rank's silence.
+    seen = r"rank [01](, 1)? hung \((silent|standing still) for \d+\.\ds in (data|step)\)"
+    assert re.fullmatch(seen, failure.fields["lost"])
     assert f"[event] {failure.fields['lost']} → restarted in " in job.text
     (incident,) = result["incidents"]
     assert incident["cause"] == failure.fields["lost"]
