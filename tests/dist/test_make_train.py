@@ -136,8 +136,8 @@ def test_a_killed_driver_or_head_is_noticed_and_training_goes_on_from_its_newest
     assert not still_alive(processes)
     records = read_journal(run_dir)
     first, second = [r for r in records if isinstance(r, Event) and r.name == "start"]
-    assert (first.step, second.step % 20) == (0, 0)
-    assert second.step >= 20, "from a checkpoint"
+    assert first.step == 0
+    assert second.step >= 20, "from a checkpoint: the newest due, or that of ranks that were told to go"
     curve = [r.step for r in records if isinstance(r, Metrics) and "train/loss" in r.values]
     assert curve == list(range(2, 401, 2)), "each point of the curve once, none missing"
 
