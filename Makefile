@@ -18,13 +18,14 @@ BENCH ?= loader
 UI_PORT ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check ui bench clean
+.PHONY: help train test check chaos ui bench clean
 
 help: ## Show the targets.
 	@echo 'make train   [CITYSCAPES=/path/to/tree] [RECIPE=camvid] [WORKERS=n] [ARGS="--section.field value"]'
 	@echo 'make ui      browse runs, curves, pictures and models'
 	@echo 'make test    the whole test suite'
 	@echo 'make check   format, lint, types, import contracts'
+	@echo 'make chaos   [ARGS="--points 160 --ray-points 40 --seed 0"]: kill runs anywhere, compare every bit'
 	@echo 'make bench   BENCH=loader [ARGS="--json FILE"]'
 	@echo 'make clean   remove what can be made again: caches, $(VENV), $(BENCH_VENV); never $(RUNS)/'
 
@@ -58,6 +59,9 @@ check: $(STAMP) ## Format, lint, types and import contracts.
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+chaos: $(STAMP) ## Kill runs anywhere and compare what is left with the undisturbed run, bit for bit.
+	@exec $(BIN)/python -m tests.chaos.campaign $(ARGS)
 
 ui: $(STAMP) ## Browse the runs; only this machine can.
 	@exec $(BIN)/mlflow ui --host 127.0.0.1 --port $(UI_PORT) \

@@ -64,7 +64,7 @@ def test_jobs_explain_themselves_from_any_folder(job: Path, tmp_path: Path) -> N
 
 def test_make_offers_what_the_interface_names() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert {"train", "test", "check", "bench", "ui", "clean", "help"} <= targets
+    assert {"train", "test", "check", "chaos", "bench", "ui", "clean", "help"} <= targets
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in ("train", "test", "check", "bench", "ui", "clean"):
         assert f"make {target}" in shown
