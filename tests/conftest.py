@@ -37,6 +37,13 @@ def write_scene(root: Path, split: str, index: int) -> None:
         assert cv2.imwrite(str(path), picture)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of real Ray share one head, so they stay in one process; others stay with their file."""
+    for item in items:
+        in_dist = "dist" in item.path.parts
+        item.add_marker(pytest.mark.xdist_group("dist" if in_dist else str(item.path)))
+
+
 @pytest.fixture(autouse=True)
 def pipeline_logger():
     """A job that runs inside a test sends the log to that test's standard output, which then closes."""
