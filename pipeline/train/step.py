@@ -212,4 +212,8 @@ class StepRunner:
     def _seed_dropout(self, position: int) -> None:
         """Make dropout a function of (seed, position): no generator to checkpoint, no rank that decides."""
         sequence = np.random.SeedSequence([self._train.seed, position])
-        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        seed = int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+        # Not torch.manual_seed, which asks after every kind of device: half a millisecond a micro-batch.
+        torch.default_generator.manual_seed(seed)
+        if self._device.type == "cuda":
+            torch.cuda.manual_seed(seed)
