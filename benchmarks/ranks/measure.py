@@ -22,6 +22,7 @@ from pipeline.heap import keep_freed_memory
 from pipeline.model.segmenter import build_segmenter, channels_last
 from pipeline.train.determinism import build_reduction, settle_kernels
 from pipeline.train.optim import build_optimizer
+from pipeline.train.process_group import process_group
 from pipeline.train.shard_batch_norm import take_shard_statistics
 from pipeline.train.step import StepRunner, to_device
 from pipeline.world import World
@@ -70,15 +71,19 @@ class Learner:
 
 
 def main() -> None:
-    """Measure, and write the file where this is the first rank."""
+    """Measure as one rank of a group."""
     told = json.loads(sys.argv[1])
     task, folder = RanksTask.from_json(told["task"]), Path(told["folder"])
     torch.set_num_threads(task.threads)
     keep_freed_memory()
     world = World(told["rank"], task.size, told["rank"], task.size)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=world.rank, world_size=world.size
-    )
+    with process_group("gloo", world, store=folder / "store"):
+        measure(task, world, folder)
+        dist.barrier()
+
+
+def measure(task: RanksTask, world: World, folder: Path) -> None:
+    """Take the steps of all variants in turn; the first rank writes what was found."""
     learners = [Learner(task, variant, world) for variant in task.variants]
     wall_BV, cpu_BV = np.zeros((2, task.warm_up + task.blocks, len(learners)))
     for number in range(len(wall_BV)):
@@ -100,8 +105,6 @@ def main() -> None:
             "gradient_mb": sum(p.nbytes for p in trained) / 2**20,
         }
         (folder / "found.json").write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-import torch.distributed as dist
 
 from pipeline.config import Config
 from pipeline.data.quarantine import num_quarantined
@@ -48,6 +47,7 @@ from pipeline.settings import with_settings
 from pipeline.tracking.incidents import read_account
 from pipeline.train.checkpoint import best_checkpoint
 from pipeline.train.loop import fit
+from pipeline.train.process_group import process_group
 from pipeline.train.reduce import broadcast_object
 from pipeline.train.run import pick_device
 from pipeline.world import World
@@ -110,10 +110,9 @@ def train(result: Result, argv: Sequence[str], world: World) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)  # NCCL sends objects by way of the current device
     with ExitStack() as stack:
-        if world.size > 1:
-            timeout = timedelta(seconds=config.launch.collective_timeout_s)
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
-            stack.callback(dist.destroy_process_group)
+        timeout = timedelta(seconds=config.launch.collective_timeout_s)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        stack.enter_context(process_group(backend, world, timeout))
         config, attempt = _hold_run(config, shards, run_dir, world, stack)
         signals = stack.enter_context(StopSignals())
         context = JournaledContext(run_dir, world, attempt, stop_wanted=signals.stop_wanted)

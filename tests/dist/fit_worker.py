@@ -17,6 +17,7 @@ from pipeline.recipes import recipe
 from pipeline.settings import with_settings
 from pipeline.train import fixed_order, loop, step
 from pipeline.train.loop import fit
+from pipeline.train.process_group import process_group
 from pipeline.train.step import StepRunner
 from pipeline.world import World
 
@@ -94,14 +95,11 @@ def main() -> None:
     told = json.loads(sys.argv[1])
     torch.set_num_threads(1)
     world = World(told["rank"], told["size"], told["rank"], told["size"])
-    if world.size > 1:
-        store = f"file://{told['store']}"
-        dist.init_process_group("gloo", init_method=store, rank=world.rank, world_size=world.size)
-    for case in told["attempts"]:
-        run(case, world)
-    if world.size > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+    with process_group("gloo", world, store=Path(told["store"])):
+        for case in told["attempts"]:
+            run(case, world)
+        if world.size > 1:
+            dist.barrier()
 
 
 if __name__ == "__main__":

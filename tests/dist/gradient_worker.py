@@ -18,6 +18,7 @@ from pipeline.train.batch_norm import synchronize_batch_norm
 from pipeline.train.determinism import build_reduction
 from pipeline.train.evaluate import evaluate
 from pipeline.train.optim import build_optimizer
+from pipeline.train.process_group import process_group
 from pipeline.train.step import MicroBatch, StepRunner
 from pipeline.world import World
 
@@ -82,24 +83,23 @@ def run_case(case: dict, world: World) -> dict:
 def main() -> None:
     rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
-    if size > 1:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{folder}/store{size}", rank=rank, world_size=size
-        )
-    cases = json.loads(sys.argv[4])
+    world = World(rank, size, rank, size)
+    with process_group("gloo", world, store=folder / f"store{size}"):
+        run_cases(world, folder, json.loads(sys.argv[4]), sys.argv[5])
+        if size > 1:
+            dist.barrier()  # gloo aborts a rank whose peers tear down while it still writes
+
+
+def run_cases(world: World, folder: Path, cases: dict, shards: str) -> None:
     fixed_order.GROUP_BYTES = 2**14  # or all gradients of so small a network would travel together
-    results = {name: run_case(case, World(rank, size, rank, size)) for name, case in cases.items()}
+    results = {name: run_case(case, world) for name, case in cases.items()}
     torch.manual_seed(11)
     untrained = build_segmenter(ModelConfig(BackboneConfig(depth=18, base_width=8), HeadConfig(dim=8)), 19)
-    validation = ShardDataset.open(sys.argv[5], "val")
-    world = World(rank, size, rank, size)
+    validation = ShardDataset.open(shards, "val")
     confusion, _ = evaluate(untrained, validation, (48, 64), world, torch.device("cpu"), batch_size=2)
     results["evaluation"] = {"confusion": torch.from_numpy(confusion)}
-    if rank == 0:
-        torch.save(results, folder / f"world{size}.pt")
-    if size > 1:
-        dist.barrier()  # gloo aborts a rank whose peers tear down while it still writes
-        dist.destroy_process_group()
+    if world.is_main:
+        torch.save(results, folder / f"world{world.size}.pt")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pipeline.recipes import recipe
 from pipeline.settings import with_settings
 from pipeline.train import loop
 from pipeline.train.optim import optimizer_tensors
+from pipeline.train.process_group import process_group
 from pipeline.world import World
 from tests.poison import leave_out, plant
 
@@ -68,14 +69,12 @@ def run_case(case: dict, world: World, shards: str, run_dir: Path) -> dict:
 def main() -> None:
     rank, size, folder, shards = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     world = World(rank, size, rank, size)
-    results = {
-        name: run_case(case, world, shards, folder / name) for name, case in json.loads(sys.argv[5]).items()
-    }
-    torch.save(results, folder / f"rank{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    with process_group("gloo", world, store=folder / "store"):
+        cases = json.loads(sys.argv[5])
+        results = {name: run_case(case, world, shards, folder / name) for name, case in cases.items()}
+        torch.save(results, folder / f"rank{rank}.pt")
+        dist.barrier()
 
 
 if __name__ == "__main__":
