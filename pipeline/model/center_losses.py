@@ -134,7 +134,7 @@ def intra_class(
 
 
 def _pixel_cosine(output: SegmenterOutput, center_BKD: Tensor, config: HeadConfig) -> Tensor:
-    """(B, N, K): cosines of pixels and loss centers; the prediction's own wherever they are the same."""
+    """(B, N, K): cosines of pixels and loss centers; the prediction's own for C that is not detached."""
     if output.cosine_BNK is not None and config.center_source == "accm" and not config.detach_center:
         return output.cosine_BNK
     center_BKD = center_BKD.detach() if config.detach_center else center_BKD

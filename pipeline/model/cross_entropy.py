@@ -5,8 +5,6 @@ Shapes: B batch, K classes, H W label pixels, h w feature pixels, P pixels of al
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,20 +28,20 @@ def cross_entropy_sum(logits_BKhw: Tensor, label_BHW: Tensor, ohem_share: float)
     """
     logits_BKHW = F.interpolate(logits_BKhw, size=label_BHW.shape[1:], mode="bilinear", align_corners=False)
     # Summed here: over a plane of labels, on CUDA, torch's own sum is one of atomics, in any order.
-    loss_BHW = pixel_cross_entropy(logits_BKHW, label_BHW, reduction="none").view(label_BHW.shape)
+    loss_BHW = pixel_cross_entropy(logits_BKHW, label_BHW).view(label_BHW.shape)
     if ohem_share == 1.0:
         return loss_BHW.sum()
     return hardest_sum(loss_BHW, label_BHW, ohem_share)
 
 
-def pixel_cross_entropy(logits_BKHW: Tensor, label_BHW: Tensor, reduction: Literal["sum", "none"]) -> Tensor:
-    """The summed cross entropy, or (B * H * W,) of each pixel; zero where the label is 255.
+def pixel_cross_entropy(logits_BKHW: Tensor, label_BHW: Tensor) -> Tensor:
+    """(B * H * W,) cross entropy of each pixel; zero where the label is 255.
 
     A pixel's logits as a row: that is how channels-last logits lie, and the softmax over an inner axis
     would copy them to and fro.
     """
     row_PK = logits_BKHW.permute(0, 2, 3, 1).flatten(0, 2)
-    return F.cross_entropy(row_PK, label_BHW.flatten().long(), ignore_index=IGNORE, reduction=reduction)
+    return F.cross_entropy(row_PK, label_BHW.flatten().long(), ignore_index=IGNORE, reduction="none")
 
 
 def hardest_sum(loss_BHW: Tensor, label_BHW: Tensor, ohem_share: float) -> Tensor:
@@ -73,6 +71,6 @@ def balanced_cross_entropy(
     """
     if logits_BKhw.shape[2:] != feature_size:
         logits_BKhw = F.interpolate(logits_BKhw, size=feature_size, mode="bilinear", align_corners=False)
-    loss_P = pixel_cross_entropy(logits_BKhw, where.own_BN, reduction="none")
+    loss_P = pixel_cross_entropy(logits_BKhw, where.own_BN)
     loss_BN = loss_P.view(where.own_BN.shape)
     return pixel_mean(loss_BN, where, denominators, "image-class")

@@ -37,9 +37,9 @@ def pixel_rows(features_BDhw: Tensor) -> Tensor:
 def cosine(pixel_BND: Tensor, center_BKD: Tensor) -> Tensor:
     """(B, N, K): cosine of each pixel's feature with each center.
 
-    The lengths of the pixels divide the products, not the features: no second set of those is kept.
+    The lengths of the pixels divide the products, not the features: no second set of those is made.
     """
-    # Not the sum of squares, which would keep them all: the norm's gradient is made of the features alone.
+    # Not the sum of squares: those of all features would be there at once, if only for a moment.
     length_BN1 = torch.linalg.vector_norm(pixel_BND, dim=2, keepdim=True)
     product_BNK = torch.bmm(pixel_BND, unit(center_BKD, 2).transpose(1, 2))
     return product_BNK * torch.rsqrt(length_BN1.square() + NORM_EPS**2)

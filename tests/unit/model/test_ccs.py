@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.layer_forms import (
     BATCH,
     CLASSES,
+    DIM,
     FORMS,
     HEIGHT,
     SIMILARITIES,
@@ -175,12 +177,52 @@ def test_logits_lie_channels_last_also_for_one_image(similarity, batch):
 
 
 @every_form
-def test_the_cosines_that_are_told_are_those_of_pixels_and_centers(form):
-    layer = make_layer(**form)
-    pixel, coarse = make_input()
+def test_the_cosines_that_are_told_are_those_of_pixels_and_centers_and_move_both(form):
+    layer = make_layer(**form, learn_alpha=form["fusion"] == "gate")
+    pixel, coarse = (x.requires_grad_() for x in make_input())
     told = layer(pixel, coarse)
     expected = torch.nn.functional.cosine_similarity(
         pixel.flatten(2).transpose(1, 2)[:, :, None], told.centers_BKD[:, None], dim=3
     )
     torch.testing.assert_close(told.cosine_BNK, expected, atol=1e-5, rtol=1e-5)
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    of_told, of_expected = (
+        torch.autograd.grad(
+            cosine, (pixel, coarse, *layer.parameters()), weight, retain_graph=True, materialize_grads=True
+        )
+        for cosine in (told.cosine_BNK, expected)
+    )
+    assert of_told[0].any()
+    torch.testing.assert_close(of_told, of_expected, atol=1e-4, rtol=1e-4)
     assert make_layer(**form, similarity="dot")(pixel, coarse).cosine_BNK is None
+
+
+class NewMemories(TorchDispatchMode):
+    """Tensors that operations made in a memory of their own."""
+
+    def __init__(self, given: torch.Tensor) -> None:
+        super().__init__()
+        self.memories = {given.untyped_storage().data_ptr()}
+        self.alive: list[torch.Tensor] = []  # so that no memory is given out twice
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else [made]:
+            if tensor.untyped_storage().data_ptr() not in self.memories:
+                self.memories.add(tensor.untyped_storage().data_ptr())
+                self.alive.append(tensor)
+        return made
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    ("layout", "sets"), [(torch.channels_last, 0), (torch.contiguous_format, 1)], ids=str
+)
+def test_features_that_lie_channels_last_are_compared_without_a_second_set_of_them(batch, layout, sets):
+    # No centers or logits are as many, so that sizes tell what a tensor is.
+    pixel, coarse = torch.randn(batch, DIM, 64, 64), torch.randn(batch, CLASSES, 64, 64)
+    pixel = pixel.contiguous(memory_format=layout).requires_grad_()
+    layer = make_layer().float()
+    with NewMemories(pixel) as made:
+        layer(pixel, coarse)
+    assert sum(tensor.numel() >= pixel.numel() for tensor in made.alive) == sets

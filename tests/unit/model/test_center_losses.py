@@ -324,3 +324,16 @@ def test_cosines_of_the_prediction_change_no_loss_and_no_gradient(intra_form, ce
         found.append([loss, *(0.0 if gradient is None else gradient for gradient in gradients)])
     for with_them, without in zip(*found, strict=True):
         torch.testing.assert_close(with_them, without)
+
+
+@pytest.mark.parametrize("center_source", CENTER_SOURCES)
+@pytest.mark.parametrize("detach_center", [False, True])
+def test_only_centers_of_the_prediction_that_move_take_its_cosines(center_source, detach_center):
+    config = loss_loops.settings(
+        intra_form="cosine", center_source=center_source, detach_center=detach_center
+    )
+    label, output = make_label(2), make_output(2)
+    # Cosines that no pixel has: all is lost, (1 - (-1))^2, exactly where they are taken.
+    told = output._replace(cosine_BNK=-torch.ones(2, HEIGHT * WIDTH, CLASSES, dtype=torch.float64))
+    found = segmentation_losses(told, label, counts(label, config), config).intra.item()
+    assert (found == pytest.approx(4.0)) == (center_source == "accm" and not detach_center)
