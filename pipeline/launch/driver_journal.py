@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.launch.run_context import clear_errors
 from pipeline.tracking.incidents import DRIVER, ENDED
-from pipeline.tracking.journal import Journal, committed_step, read_journal
+from pipeline.tracking.journal import FOLDER, Journal, committed_step, read_journal
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class DriverJournal:
     def __init__(self, run_dir: Path, job: str) -> None:
         """Raises WorldStateError where the disk refuses."""
         self._run_dir = run_dir
-        with clear_errors(run_dir):
+        with clear_errors(run_dir / FOLDER):
             self._journal = Journal(run_dir, f"{DRIVER}{job}")
 
     def note(self, name: str, step: int, **fields: object) -> None:
