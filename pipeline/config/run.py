@@ -8,6 +8,9 @@ from typing import Literal
 
 from pipeline.config.check import require
 
+WEEK_S = 7 * 24 * 3600
+"""Longest wait that can be asked for: longer ones are typing errors, and torch's and Python's overflow."""
+
 
 @dataclass(frozen=True)
 class DeadlineConfig:
@@ -28,8 +31,7 @@ class DeadlineConfig:
 
     def __post_init__(self) -> None:
         for limit in dataclasses.fields(self):
-            value = getattr(self, limit.name)
-            require(value >= 1.0, f"launch.deadline.{limit.name} must be at least 1, got {value}")
+            _require_wait(f"launch.deadline.{limit.name}", getattr(self, limit.name))
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,12 @@ class LaunchConfig:
     """Longest wait for room for the fewest workers, as after a node was lost; then the job ends with 75."""
 
     def __post_init__(self) -> None:
-        for name in ("threads_per_worker", "collective_timeout_s", "workers_wait_s"):
-            value = getattr(self, name)
-            require(value >= 1, f"launch.{name} must be at least 1, got {value}")
+        require(
+            self.threads_per_worker >= 1,
+            f"launch.threads_per_worker must be at least 1, got {self.threads_per_worker}",
+        )
+        _require_wait("launch.collective_timeout_s", self.collective_timeout_s)
+        _require_wait("launch.workers_wait_s", self.workers_wait_s)
         require(self.max_failures >= 0, f"launch.max_failures must be at least 0, got {self.max_failures}")
 
 
@@ -74,4 +79,12 @@ class TrackingConfig:
     the same command with the same --name ships it."""
 
     def __post_init__(self) -> None:
-        require(self.wait_s >= 1, f"tracking.wait_s must be at least 1, got {self.wait_s}")
+        _require_wait("tracking.wait_s", self.wait_s)
+
+
+def _require_wait(name: str, seconds: float) -> None:
+    """Raises ConfigError for a wait of less than a second or more than a week."""
+    require(
+        1 <= seconds <= WEEK_S,
+        f"{name} must be at least 1 second, at most {WEEK_S} (a week), got {seconds}",
+    )

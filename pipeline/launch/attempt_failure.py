@@ -13,9 +13,10 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from pipeline.errors import PipelineError
+from pipeline.launch.driver_journal import DriverJournal
 from pipeline.launch.stall import Stall
 from pipeline.tracking.incidents import FAILURE, RESTART
-from pipeline.tracking.journal import START, Event, Journal, Metrics, Record, committed_step, read_journal
+from pipeline.tracking.journal import START, Event, Metrics, Record, committed_step, read_journal
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def _failures(error: Exception) -> dict[int, Exception]:
     return {-1: error}
 
 
-def note_failure(run_dir: Path, journal: Journal, lost: LostError, before: Failure | None) -> Failure:
+def note_failure(run_dir: Path, journal: DriverJournal, lost: LostError, before: Failure | None) -> Failure:
     """The failure as it is recorded: what was lost, and from which step training goes on.
 
     One after which training never began again counts from the failure `before` it.
@@ -113,14 +114,14 @@ def note_failure(run_dir: Path, journal: Journal, lost: LostError, before: Failu
     records = read_journal(run_dir)
     resumed, starts = committed_step(records), len(_starts(records))
     reached = max((r.step for r in records if isinstance(r, Metrics)), default=resumed)
-    journal.event(
+    journal.note(
         FAILURE, resumed, lost=lost.lost, phase=lost.phase, stood_s=round(lost.stood_s, 2), reached=reached
     )
     noticed_s = before.noticed_s if before and before.starts == starts else time.monotonic()
     return Failure(lost.lost, max(reached, resumed), starts, noticed_s)
 
 
-def note_restart(run_dir: Path, journal: Journal, failure: Failure | None) -> None:
+def note_restart(run_dir: Path, journal: DriverJournal, failure: Failure | None) -> None:
     """Record that the loop runs again after a failure, and say so; nothing to say without one.
 
     The step is the one that the workers restored, which is below the newest commit's where that one
@@ -137,7 +138,7 @@ def note_restart(run_dir: Path, journal: Journal, failure: Failure | None) -> No
     # A commit that came in between is not what was restored.
     resumed = _starts(records)[-1] if len(_starts(records)) > failure.starts else committed_step(records)
     repeated = max(failure.reached - resumed, 0)
-    journal.event(RESTART, resumed, lost=failure.lost, seconds=seconds, repeated=repeated)
+    journal.note(RESTART, resumed, lost=failure.lost, seconds=seconds, repeated=repeated)
     logger.info(
         "[event] %s → restarted in %.1fs at step %d, %d steps repeated",
         failure.lost, seconds, resumed, repeated,

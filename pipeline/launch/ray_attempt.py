@@ -29,7 +29,7 @@ from pipeline.launch.log_follower import LogFollower
 from pipeline.launch.pulse import Pulse, beat_file
 from pipeline.launch.rank_signals import HearingTorchConfig, told_to_go
 from pipeline.launch.rank_watch import RankWatch, end_ranks, free_resources, this_place
-from pipeline.launch.run_context import JournaledContext, log_file, log_to_file, request_stop
+from pipeline.launch.run_context import JournaledContext, clear_errors, log_file, log_to_file, request_stop
 from pipeline.launch.spares import Spares
 from pipeline.launch.stall import Stall
 from pipeline.launch.stop_signals import StopSignals
@@ -63,7 +63,8 @@ def run_attempt(
 
     Raises LostError where it ended too early.
     """
-    watch = RankWatch(launch.run_dir, attempt, launch.workers.num, launch.config.launch.deadline)
+    with clear_errors(log_file(launch.run_dir, attempt).parent):
+        watch = RankWatch(launch.run_dir, attempt, launch.workers.num, launch.config.launch.deadline)
     hung: Stall | None = None
     with LogFollower(log_file(launch.run_dir, attempt), begun):
         # In a thread of its own: in the main one Ray would take SIGINT and end without a checkpoint.
@@ -175,8 +176,9 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
         local_size=place.get_local_world_size(),
     )
     torch.set_num_threads(config.launch.threads_per_worker)
-    log_to_file(log_file(run_dir, attempt) if world.is_main else None)
-    pulse = Pulse(beat_file(run_dir, attempt, world.rank), this_place())
+    with clear_errors(log_file(run_dir, attempt).parent):
+        log_to_file(log_file(run_dir, attempt) if world.is_main else None)
+        pulse = Pulse(beat_file(run_dir, attempt, world.rank), this_place())
     context = JournaledContext(run_dir, world, attempt, launch["tracking"], told_to_go, pulse)
     try:
         return dataclasses.asdict(fit(config, launch["shards"], run_dir, context))

@@ -12,6 +12,7 @@ import itertools
 import logging
 import secrets
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,14 +25,13 @@ from pipeline.launch.attempt_failure import (
     note_restart,
     raise_if_it_would_repeat,
 )
+from pipeline.launch.driver_journal import driver_journal
 from pipeline.launch.fence import begin_attempt
 from pipeline.launch.ray_attempt import Launch, run_attempt
 from pipeline.launch.room import wait_for_room
 from pipeline.launch.spares import Spares
 from pipeline.launch.staging import stage_on_nodes
 from pipeline.launch.stop_signals import StopSignals
-from pipeline.tracking.incidents import DRIVER
-from pipeline.tracking.journal import Journal
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +53,10 @@ def train_on_ray(launch: Launch, signals: StopSignals) -> Trained:
     stage_on_nodes(launch.config, launch.shards, launch.run_dir, launch.workers, signals)
     spares = Spares() if launch.config.launch.spares else None
     job = secrets.token_hex(3)
-    journal = Journal(launch.run_dir, f"{DRIVER}{job}")
     failure: Failure | None = None
     failures = 0
-    try:
+    with driver_journal(launch.run_dir, job) as journal, ExitStack() as stack:
+        stack.callback(shutil.rmtree, launch.run_dir / "log" / "ray", ignore_errors=True)
         for restarts in itertools.count():
             begun = partial(note_restart, launch.run_dir, journal, failure)
             launch = in_room(launch, signals)
@@ -75,9 +75,6 @@ def train_on_ray(launch: Launch, signals: StopSignals) -> Trained:
             # Announced, and nothing lost by it: it counts as an incident and not as a failure.
             told = LostError("a rank was preempted", "step", 0.0)
             failure = note_failure(launch.run_dir, journal, told, failure)
-    finally:
-        journal.close()
-        shutil.rmtree(launch.run_dir / "log" / "ray", ignore_errors=True)
     raise AssertionError("the last attempt returns or raises")
 
 

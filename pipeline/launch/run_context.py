@@ -56,7 +56,7 @@ class JournaledContext:
         """The journal of this attempt, after those of earlier ones were ended."""
         refuse_superseded(self._run_dir, self._attempt)
         token = token_of(self._attempt)
-        with self._clear_errors():
+        with clear_errors(self._run_dir / FOLDER):
             seal_journals(self._run_dir, lambda attempt: 0 < token_of(attempt) < token)
             return Journal(self._run_dir, self._attempt)
 
@@ -138,19 +138,20 @@ class JournaledContext:
         if self._journal:
             refuse_superseded(self._run_dir, self._attempt)
             self._last_step = step
-            with self._clear_errors():
+            with clear_errors(self._run_dir / FOLDER):
                 write(self._journal)
 
-    @contextmanager
-    def _clear_errors(self) -> Iterator[None]:
-        """Raises WorldStateError for a disk that refuses."""
-        try:
-            yield
-        except OSError as error:
-            raise WorldStateError(
-                f"cannot record in {self._run_dir / FOLDER}: {error.strerror or error}; make room, then run "
-                "the same command again to go on from the newest whole checkpoint"
-            ) from error
+
+@contextmanager
+def clear_errors(folder: Path) -> Iterator[None]:
+    """Raises WorldStateError for a disk that refuses a record, or a log, in that folder of a run."""
+    try:
+        yield
+    except OSError as error:
+        raise WorldStateError(
+            f"cannot record in {folder}: {error.strerror or error}; make room, then run "
+            "the same command again to go on from the newest whole checkpoint"
+        ) from error
 
 
 def stop_file(run_dir: Path, attempt: str) -> Path:
@@ -161,8 +162,9 @@ def stop_file(run_dir: Path, attempt: str) -> Path:
 def request_stop(run_dir: Path, attempt: str) -> None:
     """Ask every rank of the attempt to stop, after a checkpoint, at the end of its step."""
     path = stop_file(run_dir, attempt)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
+    with clear_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
 
 
 def log_file(run_dir: Path, attempt: str) -> Path:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.config import Config
+from pipeline.disk import flush
 from pipeline.errors import ConfigError, WorldStateError
 from pipeline.settings import config_hash, decides_numbers, flatten, from_dict, to_dict, with_settings
 from pipeline.train.hub_backbone import resolve_architecture
@@ -56,14 +57,15 @@ def run_name(typed: str | None, config: Config) -> str:
 def lease(run_dir: Path) -> Iterator[None]:
     """Hold the run's folder, made if need be, for as long as the context is open.
 
-    Raises WorldStateError where another live job holds it. The lock belongs to the open file, so it
-    ends with this process, however that dies.
+    Raises WorldStateError where another live job holds it, or the disk refuses. The lock belongs to the
+    open file, so it ends with this process, however that dies.
     """
     with _held_file(run_dir) as file:
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        file.flush()
         try:
+            with _clear_refusal(run_dir / "lease"):
+                os.ftruncate(file.fileno(), 0)
+                # Unbuffered: what a full disk refused must not be tried again when the file is closed.
+                os.write(file.fileno(), f"pid {os.getpid()} on {socket.gethostname()}".encode())
             yield
         finally:
             if not (run_dir / "config.json").exists():  # nothing began: leave no empty run behind
@@ -135,7 +137,7 @@ def refuse_other_run(run_dir: Path, wanted: Mapping[str, Any]) -> None:
         return
     try:
         differences = _differences(json.loads(path.read_text(encoding="utf-8")), wanted)
-    except (ValueError, KeyError, ConfigError) as error:
+    except (OSError, ValueError, KeyError, ConfigError) as error:
         raise WorldStateError(f"{path} cannot be read ({error}); choose another --name") from error
     if differences:
         raise WorldStateError(
@@ -147,8 +149,13 @@ def refuse_other_run(run_dir: Path, wanted: Mapping[str, Any]) -> None:
 def finished_result(run_dir: Path, steps: int) -> dict[str, Any] | None:
     """The RESULT of a run that was finished with so many steps, or None; one of fewer is being extended."""
     path = run_dir / "result.json"
-    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return dict(result) if result and result["step"] >= steps else None
+    try:
+        result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return dict(result) if result and result["step"] >= steps else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WorldStateError(
+            f"{path} cannot be read ({error}); remove it, and the same command finishes the run again"
+        ) from error
 
 
 def recorded_config(path: Path) -> Config:
@@ -177,13 +184,28 @@ def with_architecture(config: Config, run_dir: Path) -> Config:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file that readers see whole or not at all."""
+    """Write a file that readers see whole or not at all; raises WorldStateError where the disk refuses."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    with _clear_refusal(path):
+        try:
+            part.write_text(json.dumps(content, indent=1), encoding="utf-8")
+            flush(part)
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _clear_refusal(path: Path) -> Iterator[None]:
+    """Raises WorldStateError, naming the file, for a disk that refuses it."""
+    try:
+        yield
+    except OSError as error:
+        raise WorldStateError(
+            f"cannot write {path}: {error.strerror or error}; make room or take another --runs, then type "
+            "the same again"
+        ) from error
 
 
 def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

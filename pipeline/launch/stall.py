@@ -1,13 +1,16 @@
 """When ranks count as hung: a pure function of what was seen of them, on the clock of who looked.
 
-A rank whose process gives no sign of life is named within seconds. Where all processes live, ranks
-wait for each other in collectives, so they stand still or move on together: only where none of them
-moved for longer than the most patient of their phases allows does the group count as hung. So what
-one rank does alone (a checkpoint, pictures, a slow read) never gets those killed that wait for it.
+A rank whose process gives no sign of life, while no other rank moves on either, is named within seconds:
+signs alone may be late, behind gigabytes of a checkpoint on their way to the same storage. Where all
+processes live, ranks wait for each other in collectives, so they stand still or move on together: only
+where none of them moved for longer than the most patient of their phases allows does the group count as
+hung. So what one rank does alone (a checkpoint, pictures, a slow read) never gets those killed that wait
+for it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -78,7 +81,11 @@ def seen(before: Sight | None, beat: Beat, passed_s: float) -> Sight:
 def find_stall(sights: Mapping[int, Sight], deadline: DeadlineConfig) -> Stall | None:
     """The hung ranks among those seen, or None; ranks that ended are not waited for."""
     at_work = {rank: sight for rank, sight in sights.items() if sight.beat.doing != "ended"}
-    silent = {r: s for r, s in at_work.items() if s.silent_s > _silence_allowed_s(s, deadline)}
+    silent = {
+        rank: sight
+        for rank, sight in at_work.items()
+        if min(sight.silent_s, _nobody_moved_s(at_work, rank)) > _silence_allowed_s(sight, deadline)
+    }
     if silent:
         first = min(silent.values(), key=lambda sight: -sight.silent_s)
         return Stall(tuple(sorted(silent)), first.beat.doing, first.silent_s, silent=True)
@@ -89,6 +96,11 @@ def find_stall(sights: Mapping[int, Sight], deadline: DeadlineConfig) -> Stall |
     elsewhere = [rank for rank, sight in at_work.items() if sight.beat.doing != "step"]
     ranks = tuple(sorted(elsewhere or at_work))
     return Stall(ranks, at_work[ranks[0]].beat.doing, still_s, silent=False)
+
+
+def _nobody_moved_s(at_work: Mapping[int, Sight], but: int) -> float:
+    """Since another rank than `but` entered a phase; no two steps are made without all ranks."""
+    return min((sight.still_s for rank, sight in at_work.items() if rank != but), default=math.inf)
 
 
 def _still_allowed_s(sight: Sight, deadline: DeadlineConfig) -> float:

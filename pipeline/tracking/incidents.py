@@ -1,7 +1,7 @@
 """What went wrong in a run and what it cost, read from its journal: there is no record of it beside that.
 
-An incident is a failure that its driver noted, or an attempt that just ends: then its whole job died,
-and somebody started it again.
+An incident is a failure that a driver noted, or the loss of a driver itself, which shows by the end that
+its journal lacks; under torchrun, which has no driver, by an attempt that just ends.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ FAILURE = "failure"
 RESTART = "restart"
 CLOSED = "phases"
 """The event that an attempt ends with, unless it was killed."""
+ENDED = "job ended"
+"""The event that a driver ends with, whatever ended its job, unless it was killed: its ranks may hear of
+that and end in good order, after a checkpoint, so their records cannot tell."""
+DRIVER_LOST = "driver lost"
 JOB_DIED = "the job died"
 COLUMNS = ("step", "cause", "phase", "recover_s", "repeated")
 
@@ -33,7 +37,9 @@ class Incident:
     phase: str | None
     """What the ranks in question did then, where that is known."""
     recover_s: float | None
-    """From its beginning, as far as that is known, until training went on; None where it did not."""
+    """From its beginning, as far as that is known, until training went on; None where it did not, or where
+    nobody knows. What a lost driver cost is counted from the last record of its ranks to the next start, by
+    the clocks of those who wrote these, and has all the time in it until somebody started the job again."""
     repeated: int | None
     """Steps that were done again; None where training did not go on."""
 
@@ -48,8 +54,8 @@ class Account:
 
     Counted is each attempt from its start to the step from which the next one went on; evaluations and
     checkpoints are part of training. Lost are steps that were repeated, and the time from a failure to
-    the next start. Each attempt is timed by its rank 0, a restart by the driver; clocks of two
-    machines are compared only where a whole job died. None before the first step.
+    the next start, where it is known. Each attempt is timed by its rank 0, a restart by the driver; clocks
+    of two machines are compared only where a driver was lost. None before the first step.
     """
 
     def values(self) -> dict[str, object]:
@@ -88,7 +94,7 @@ def read_account(run_dir: Path) -> Account:
     for job, following in zip_longest(jobs, jobs[1:]):
         incidents += _noted(job.events)
         if following and _died(job):
-            incidents.append(_job_died(job.attempts[-1], following.attempts[0]))
+            incidents.append(_job_died(job, following))
     attempts = [attempt for job in jobs for attempt in job.attempts]
     useful_s, whole_s = 0.0, sum(incident.recover_s or 0.0 for incident in incidents)
     for attempt, resumed in zip_longest(attempts, map(_start, attempts[1:])):
@@ -130,18 +136,20 @@ def _noted(events: Sequence[Event]) -> Iterator[Incident]:
 
 
 def _died(job: _Job) -> bool:
-    """Whether a job just ends, without an end of its last attempt and without a driver that noted why."""
-    noted = [event.name for event in job.events if event.name in (FAILURE, RESTART)]
-    closed = any(isinstance(record, Event) and record.name == CLOSED for record in job.attempts[-1])
-    return not closed and noted[-1:] != [FAILURE]
+    """Whether a job just ends: without a word of its driver, or, where it had none, of its last attempt."""
+    if job.driver is not None:
+        return all(event.name != ENDED for event in job.events)
+    return not any(isinstance(record, Event) and record.name == CLOSED for record in job.attempts[-1])
 
 
-def _job_died(before: Sequence[Record], after: Sequence[Record]) -> Incident:
+def _job_died(job: _Job, following: _Job) -> Incident:
     """The incident between the last attempt of a job that died and the first of the next."""
-    start = _start(after)
+    before, start = job.attempts[-1], _start(following.attempts[0])
     reached = max((record.step for record in before if isinstance(record, Metrics)), default=start.step)
-    seconds = max(start.time_s - before[-1].time_s, 0.0)
-    return Incident(start.step, JOB_DIED, None, round(seconds, 2), max(reached - start.step, 0))
+    seconds = round(start.time_s - before[-1].time_s, 2)
+    cause = JOB_DIED if job.driver is None else DRIVER_LOST
+    # Below zero the clocks contradict each other, and nothing else tells.
+    return Incident(start.step, cause, None, seconds if seconds >= 0 else None, max(reached - start.step, 0))
 
 
 def _time_s(attempt: Sequence[Record], until: Event | None) -> float:

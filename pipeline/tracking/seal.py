@@ -32,7 +32,8 @@ def seal_journals(run_dir: Path, is_over: Callable[[str], bool]) -> None:
 
 def _seal(path: Path) -> None:
     part = path.with_suffix(".sealing")
-    with part.open("wb") as file:
+    part.unlink(missing_ok=True)  # of one that was killed here: read-only, so only root could open it again
+    with part.open("xb") as file:
         file.write(path.read_bytes())
         file.flush()
         os.fchmod(file.fileno(), _SEALED)

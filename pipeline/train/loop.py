@@ -80,12 +80,12 @@ def fit(config: Config, shards: str, run_dir: Path, context: RunContext) -> FitR
                 run.skipped.watch(state, run.runner.gate.outcome, micro_batches)
                 if run.ema:
                     run.ema.update(run.model, state.step, run.runner.gate.skipped)
-                profiler.step()
                 last = state.step == total
                 # What was agreed a step before: by now it has arrived, so reading it waits for nothing.
                 num_stopping, num_quarantined = (agreement.late if last else late).read()
                 stopping, late = num_stopping > 0, agreement.late
                 run.quarantine.refuse_above_limit(int(num_quarantined))
+            profiler.step(context)
             evaluate_due = _evaluation_due(run)
             save_due = last or stopping or state.step % config.train.checkpoint_every == 0
             record_due = evaluate_due or save_due or state.step % config.train.metrics_every == 0

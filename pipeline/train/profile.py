@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from pipeline.train.context import RunContext
 from pipeline.world import World
 
 logger = logging.getLogger(__name__)
@@ -33,14 +35,17 @@ class StepProfiler:
             finished.export_chrome_trace(str(path))
             logger.info("[event] traced %d steps: %s", num_steps, path)
 
+        self._steps_left = SKIPPED_STEPS + num_steps
         plan = schedule(wait=SKIPPED_STEPS - 1, warmup=1, active=num_steps, repeat=1)
         self._profile = profile(activities=activities, schedule=plan, on_trace_ready=export)
         self._profile.start()
 
-    def step(self) -> None:
-        """Call at the end of each step."""
+    def step(self, context: RunContext) -> None:
+        """Call at the end of each step, outside of its phase: writing the trace may take long."""
         if self._profile:
-            self._profile.step()
+            self._steps_left -= 1
+            with context.phase("checkpoint") if self._steps_left == 0 else nullcontext():
+                self._profile.step()
 
     def close(self) -> None:
         """Call once after the last step; a trace that was not complete yet is written as it is."""

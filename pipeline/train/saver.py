@@ -1,6 +1,7 @@
 """Saves a run behind its back: rank 0 copies the state at once, a thread of it writes the checkpoint.
 
-It guarantees that at most one write is in flight, that the journal's `commit` event stands for a durable
+It guarantees that at most one write is in flight, that all ranks wait for it in turns that are far shorter
+than a collective's time-out, that the journal's `commit` event stands for a durable
 COMMIT, that nothing is removed before that, and that a write that fails is heard of by all ranks: the
 loop stops all of them at a step's end, as for a wish to stop, and `finish` gives the error to raise
 together. What was committed before stays as it is.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +25,13 @@ from pipeline.train.checkpoint import Score, checkpoint_folder, step_of
 from pipeline.train.checkpoint_folder import CheckpointFolder, Content, attach_score
 from pipeline.train.context import RunContext
 from pipeline.train.host_copy import HostCopy
+from pipeline.train.reduce import broadcast_object
 from pipeline.train.retention import remove, superfluous
 
 logger = logging.getLogger(__name__)
+
+WAIT_S = 0.5
+"""Longest that rank 0 waits for its writer before it tells the others so."""
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
 """File → name → tensor."""
@@ -60,13 +65,13 @@ class Saver:
         """Take the tensors as they are, to be written with the rest of `content`.
 
         Returns the seconds that training stood still, which includes the wait for the save before, and
-        records them. Raises nothing for a disk that refuses: see `finish`.
+        records them. Raises nothing for a disk that refuses: see `finish`. A collective.
         """
         begin_s, step = time.perf_counter(), content.card.step
         self._newest = checkpoint_folder(self._run_dir, step, self._context.attempt)
+        self._settle()
         if not self._context.world.is_main:
             return 0.0
-        self._settle()
         if self.failed:
             return 0.0
         self._context.mark("snapshot", step)
@@ -83,7 +88,7 @@ class Saver:
             self._submit(partial(self._attach, self._newest, score))
 
     def finish(self) -> PipelineError | None:
-        """Wait for all that is under way; what went wrong, for all ranks to raise together.
+        """Wait for all that is under way; what went wrong, for all ranks to raise together. A collective.
 
         Raises, on this rank alone, whatever is a bug.
         """
@@ -95,13 +100,19 @@ class Saver:
 
     def close(self) -> None:
         """Wait for all that is under way, also after an error of training."""
-        self._executor.shutdown()
+        with self._context.phase("finish"):  # whatever phase the error came in, which may be one of seconds
+            self._executor.shutdown()
         if self._problem and not self._told:
             logger.warning("[event] the last checkpoint was not written: %s", one_line(self._problem))
 
     def _settle(self) -> None:
-        for job in self._jobs:
-            job.result()
+        """Wait, on all ranks, until nothing is under way on rank 0; however long that takes.
+
+        Ranks that met rank 0 only afterwards would be ended by the time-out of their collective.
+        """
+        done = False
+        while not done:
+            done = broadcast_object(not wait(self._jobs, WAIT_S).not_done, self._context.world)
         self._jobs.clear()
 
     def _submit(self, job: Callable[[], None]) -> None:

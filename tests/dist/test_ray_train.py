@@ -137,6 +137,16 @@ def test_restart_is_made_of_processes_in_reserve(start_job, ray_head, tmp_path: 
     assert {process.pid for process in train_workers(ray_head)} < waiting
 
 
+def test_controller_that_dies_before_its_ranks_are_seen_keeps_no_cpus(start_job, ray_head) -> None:
+    job = start_job("--name", "early", "--workers", "2", *SHORT, "--register", "")
+    job.wait_until(lambda: bool(train_workers(ray_head)), 240)
+    (controller,) = [p for p in ray_head.processes() if "TrainController" in title(p)]
+    controller.kill()
+    result = job.result()
+    assert (result["status"], result["step"], result["restarts"]) == ("ok", 12, 1), job.text
+    assert "for room for 2 workers" not in job.text, "Ray keeps them until the job ends"
+
+
 def test_stopped_job_checkpoints_and_its_rerun_goes_on_at_the_next_sample(start_job, tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "stopped"
     job = start_job("--name", "stopped", "--workers", "2", *LONG)

@@ -102,6 +102,26 @@ def test_settings_that_only_ray_or_mlflow_would_obey_are_refused(
     assert line.count("\n") == 1
 
 
+@pytest.mark.parametrize(("bytes_a_file", "refused"), [(0, "lease"), (300, "config.json")])
+def test_a_disk_that_takes_no_lease_or_no_config_is_one_line_of_rank_0_and_leaves_nothing(
+    bytes_a_file: int, refused: str, shards: str, tmp_path: Path
+) -> None:
+    program = (
+        "import resource, sys, tempfile; from pipeline.launch import torchrun\n"
+        "tempfile.gettempdir()  # looked for, by writing there, before that is refused\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_a_file}, {bytes_a_file}))  # holds for root too\n"
+        "sys.exit(torchrun.main(sys.argv[1:]))"
+    )
+    (main_code, out, errors), (other_code, _, other_errors) = run_two_ranks(
+        words(shards, tmp_path), ("-c", program)
+    )
+    assert (main_code, other_code) == (3, 3), errors + other_errors
+    assert f"cannot write {tmp_path}/x/{refused}: File too large; make room" in errors
+    assert (errors.count("\n"), other_errors) == (1, "")
+    assert '"status": "world_state_error"' in out.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("damaged", "code"), [([0], 0), ([0, 11], 2)])
 def test_ranks_go_on_without_a_damaged_sample_and_stop_together_above_the_limit(
     damaged: list[int], code: int, shards: str, tmp_path: Path

@@ -47,6 +47,23 @@ def test_what_cannot_be_set_is_one_clear_line(typed, message):
     assert "\n" not in str(error.value)
 
 
+WAITS = ["launch.collective_timeout_s", "launch.workers_wait_s", "tracking.wait_s"]
+WAITS += [name for name in flatten(Config()) if name.startswith("launch.deadline.")]
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_waits_are_a_second_to_a_week(name):
+    week_s = 604800
+    assert week_s * 1000 < 2**31, "in milliseconds it fits whatever torch and the sockets below count with"
+    for seconds in (1, week_s):
+        assert flatten(with_settings(Config(), {name: str(seconds)}))[name] == seconds
+    for seconds in (0, week_s + 1, 10**16):
+        with pytest.raises(
+            ConfigError, match=rf"{name} must be at least 1 second, at most 604800 \(a week\)"
+        ):
+            with_settings(Config(), {name: str(seconds)})
+
+
 def test_unknown_recipes_name_the_nearest():
     with pytest.raises(ConfigError, match=r"did you mean camvid\?"):
         recipe("camvd")

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -102,3 +104,70 @@ def test_what_is_written_to_the_journal_of_an_attempt_that_was_sealed_does_not_c
     assert old.path.stat().st_ino == inode, "sealed once"
     old.close()
     driver.close()
+
+
+KILLED_WHILE_SEALING = """
+import os, signal, sys
+from pathlib import Path
+from pipeline.tracking import seal
+run_dir = Path(sys.argv[1])
+if os.geteuid() == 0:  # root may open what is read-only
+    os.setuid(65534)
+
+def over(attempt):
+    return attempt == "0001-ab"
+
+for number in range(100):
+    pid = os.fork()
+    if pid == 0:
+        left = number
+
+        def kill(frame, event, argument):
+            global left
+            if frame.f_code.co_filename != seal.__file__:
+                return None
+            if event == "line":
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return kill
+
+        sys.settrace(kill)
+        seal.seal_journals(run_dir, over)
+        os._exit(0)
+    if os.waitpid(pid, 0)[1] == 0:
+        break
+    for path in (run_dir / "journal").glob("*.jsonl"):
+        print(path.read_text(), end="")
+print("sealed after", number, "kills")
+"""
+
+
+@pytest.fixture
+def place_for_all() -> Iterator[Path]:
+    """A folder that other users reach too, unlike those of pytest."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_sealing_that_is_killed_at_any_instruction_is_done_by_the_next_attempt_of_any_user(
+    place_for_all: Path,
+) -> None:
+    journal = Journal(place_for_all, "0001-ab")
+    journal.metrics(1, {"x": 1.0})
+    journal.close()
+    content = journal.path.read_text()
+    (place_for_all / "journal").chmod(0o777)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_SEALING, str(place_for_all)],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stdout.splitlines()
+    kills = int(last.removeprefix("sealed after ").removesuffix(" kills"))
+    assert kills >= 12
+    assert lines == content.splitlines() * kills, "nobody ever sees less of it"
+    (sealed,) = (place_for_all / "journal").iterdir()
+    assert sealed.read_text() == content
+    assert sealed.stat().st_mode & 0o222 == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.errors import WorldStateError
 from pipeline.launch import run_context
 from pipeline.launch.log_follower import LogFollower
 from pipeline.launch.run_context import JournaledContext, log_to_file, request_stop
@@ -58,6 +59,12 @@ def test_stop_reaches_all_ranks_of_its_attempt_and_no_other(
     assert not later.stop_requested()
     for context in [*ranks, later]:
         context.close()
+
+
+def test_stop_that_a_disk_refuses_to_pass_on_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    with pytest.raises(WorldStateError, match=r"cannot record in .*/log: .*; make room"):
+        request_stop(tmp_path, "one")
 
 
 def test_own_signal_stops_without_a_file(tmp_path: Path) -> None:

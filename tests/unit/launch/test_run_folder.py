@@ -138,3 +138,10 @@ def test_result_of_a_finished_run_reads_back_but_not_while_it_is_extended(tmp_pa
     write_json(tmp_path / "result.json", {"miou": 0.5, "step": 7})
     assert finished_result(tmp_path, 7) == {"miou": 0.5, "step": 7}
     assert finished_result(tmp_path, 8) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"miou": 1}', '{"step": "many"}'])
+def test_result_that_cannot_be_read_is_one_clear_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(WorldStateError, match=r"result\.json cannot be read .*; remove it"):
+        finished_result(tmp_path, 7)

@@ -148,6 +148,29 @@ def test_process_whose_signs_of_life_come_late_by_habit_is_borne_with() -> None:
     assert stall(starved) == Stall((0,), "step", 28.5, silent=True)
 
 
+def test_rank_whose_signs_of_life_are_late_lives_as_long_as_the_others_make_steps_with_it() -> None:
+    """As on a node whose network is full of a checkpoint: a step needs all ranks."""
+    writing, other = Rank(), Rank()
+    for doing in ("data", "step") * 20:
+        writing.lives(1.0, silent=True)
+        other.lives(1.0)
+        other.moves(doing)  # type: ignore[arg-type]  # literals
+        assert stall(writing, other) is None
+    writing.lives(5.0, silent=True)
+    other.lives(5.0)
+    assert stall(writing, other) is None
+    writing.lives(LOOK_S, silent=True)
+    other.lives(LOOK_S)
+    assert stall(writing, other) == Stall((0,), "step", 45.5, silent=True)
+
+
+def test_all_ranks_that_are_silent_at_once_are_named_as_soon_as_one_alone() -> None:
+    ranks = Rank(), Rank()
+    for rank in ranks:
+        rank.lives(5.5, silent=True)
+    assert stall(*ranks) == Stall((0, 1), "step", 5.5, silent=True)
+
+
 def test_ranks_that_ended_are_not_watched() -> None:
     ended, at_work = Rank("ended"), Rank("step")
     ended.lives(5000.0, silent=True)

@@ -60,13 +60,48 @@ def test_failure_after_which_training_never_began_is_an_incident_without_a_way_b
     assert account.goodput == pytest.approx(10 / (10 + 10 + 30))
 
 
-def test_job_that_just_ended_is_an_incident_of_the_next_one(tmp_path: Path) -> None:
-    for token, began_s, steps in (("abc", 1000.0, range(24)), ("def", 1034.0, range(20, 40))):
-        Journal(tmp_path, f"driver-{token}").close()
-        attempt(tmp_path, f"0001-{token}", began_s, steps, closed=token == "def")
+@pytest.mark.parametrize("closed", [False, True])
+def test_lost_driver_is_one_incident_whether_or_not_its_ranks_ended_in_good_order(
+    closed: bool, tmp_path: Path
+) -> None:
+    Journal(tmp_path, "driver-abc").close()
+    attempt(tmp_path, "0001-abc", 1000.0, range(24), closed=closed)
+    Journal(tmp_path, "driver-bbb").close()  # lost before an attempt of its began
+    driver = Journal(tmp_path, "driver-def")
+    attempt(tmp_path, "0002-def", 1034.0, range(20, 30))
+    driver.event("failure", 20, lost="rank 1 lost", phase="step", stood_s=0.0, reached=30)
+    driver.event("restart", 20, lost="rank 1 lost", seconds=3.0, repeated=10)
+    attempt(tmp_path, "0003-def", 1050.0, range(20, 40), closed=True)
+    driver.event("job ended", 40)
+    driver.close()
     account = read_account(tmp_path)
-    assert account.incidents == (Incident(20, "the job died", None, 10.0, 4),)
-    assert account.goodput == pytest.approx(40 / (40 + 4 + 10))
+    assert account.incidents == (
+        Incident(20, "driver lost", None, 10.0, 4), Incident(20, "rank 1 lost", "step", 3.0, 10),
+    )  # fmt: skip
+    assert account.goodput == pytest.approx(40 / (40 + 4 + 10 + 10 + 3))
+
+
+def test_clocks_that_contradict_each_other_leave_the_time_of_a_lost_driver_unknown(tmp_path: Path) -> None:
+    Journal(tmp_path, "driver-abc").close()
+    attempt(tmp_path, "0001-abc", 5000.0, range(24))
+    Journal(tmp_path, "driver-def").close()
+    attempt(tmp_path, "0002-def", 1000.0, range(20, 40), closed=True)  # another node, another clock
+    account = read_account(tmp_path)
+    assert account.incidents == (Incident(20, "driver lost", None, None, 4),)
+    assert account.goodput == pytest.approx(40 / 44)
+
+
+def test_driver_that_is_lost_on_its_way_to_a_restart_is_an_incident_beside_that_failure(
+    tmp_path: Path,
+) -> None:
+    driver = Journal(tmp_path, "driver-abc")
+    attempt(tmp_path, "0001-abc", 1000.0, range(10))
+    driver.event("failure", 0, lost="rank 1 lost", phase="step", stood_s=0.0, reached=10)
+    driver.close()
+    Journal(tmp_path, "driver-def").close()
+    attempt(tmp_path, "0002-def", 1040.0, range(10), closed=True)
+    found = [(i.cause, i.recover_s, i.repeated) for i in read_account(tmp_path).incidents]
+    assert found == [("rank 1 lost", None, None), ("driver lost", 30.0, 10)]
 
 
 def test_attempt_that_was_killed_without_any_driver_is_an_incident_too(tmp_path: Path) -> None:
@@ -81,6 +116,7 @@ def test_job_that_ended_by_itself_or_gave_up_is_not_said_to_have_died(noted: boo
     attempt(tmp_path, "0001-abc", 1000.0, range(10), closed=not noted)
     if noted:
         driver.event("failure", 10, lost="rank 0 lost", phase="data", stood_s=0.0, reached=10)
+    driver.event("job ended", 10)
     driver.close()
     Journal(tmp_path, "driver-def").close()
     attempt(tmp_path, "0001-def", 9000.0, range(10, 20), closed=True)

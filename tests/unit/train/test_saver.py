@@ -10,6 +10,7 @@ from pipeline.config import BackboneConfig, HeadConfig, ModelConfig
 from pipeline.data.labels import CITYSCAPES
 from pipeline.errors import WorldStateError
 from pipeline.train import checkpoint, checkpoint_folder
+from pipeline.train import saver as saver_module
 from pipeline.train.checkpoint import Score
 from pipeline.train.checkpoint_folder import CheckpointFolder, Content
 from pipeline.train.metrics import CHECKPOINT_STALL_S
@@ -112,6 +113,56 @@ def test_a_score_follows_its_weights_and_is_there_at_once_where_it_is_known(tmp_
     saver.close()
 
 
+@pytest.mark.parametrize("ending", [False, True])
+def test_ranks_are_told_again_and_again_that_rank_0_waits_for_a_slow_disk(
+    tmp_path, gated, monkeypatch, ending
+):
+    """A collective that they all wait in for as long as the disk takes would meet its time-out."""
+    context = gated(tmp_path)
+    saver, told = Saver(tmp_path, context, 2, None), []
+
+    def tell(done, world):
+        told.append(done)
+        if len(told) == 4:
+            context.open.set()
+        return done
+
+    monkeypatch.setattr(saver_module, "broadcast_object", tell)
+    monkeypatch.setattr(saver_module, "WAIT_S", 0.05)
+    save(saver, 1, torch.ones(4))
+    assert told == [True]
+    assert saver.finish() is None
+    told.clear()
+    context.open.clear()
+    save(saver, 2, torch.ones(4))
+    told.clear()
+    if ending:
+        assert saver.finish() is None
+    else:
+        save(saver, 3, torch.ones(4))
+    assert told[:4] == [False] * 4
+    assert told[-1]
+    saver.close()
+
+
+def test_wait_for_a_write_after_an_error_of_training_is_no_part_of_a_step(tmp_path, gated):
+    """Rank 0 would be taken for hung in that step, and killed before it said what the error was."""
+    entered = []
+
+    class Told(gated):
+        def phase(self, name):
+            entered.append(name)
+            return super().phase(name)
+
+    context = Told(tmp_path)
+    saver = Saver(tmp_path, context, 2, None)
+    context.open.clear()
+    save(saver, 1, torch.ones(4))
+    threading.Timer(0.2, lambda: (entered.append("written"), context.open.set())).start()
+    saver.close()
+    assert entered == ["finish", "written"]
+
+
 FILES = [checkpoint.WEIGHTS, checkpoint.OPTIMIZER, MODEL_CARD, checkpoint.STATE, checkpoint.COMMIT]
 
 
@@ -196,7 +247,8 @@ def test_an_error_of_training_waits_for_the_write_and_tells_of_one_that_failed(
     assert "the disk refuses" in caplog.text
 
 
-def test_ranks_beside_the_first_write_nothing(tmp_path, gated):
+def test_ranks_beside_the_first_write_nothing(tmp_path, gated, monkeypatch):
+    monkeypatch.setattr(saver_module, "broadcast_object", lambda mine, world: True)  # rank 0 has written
     context = gated(tmp_path)
     context.world = World(1, 2)
     saver = Saver(tmp_path, context, 2, None)
