@@ -87,13 +87,13 @@ def fit(config: Config, shards: str, run_dir: Path, context: RunContext) -> FitR
                 run.quarantine.refuse_above_limit(int(num_quarantined))
             profiler.step(context)
             evaluate_due = _evaluation_due(run)
-            save_due = last or stopping or state.step % config.train.checkpoint_every == 0
-            record_due = evaluate_due or save_due or state.step % config.train.metrics_every == 0
-            _note_skipped(run, newest=record_due)
-            if record_due:
-                _record(run)
+            checkpoint_due = last or state.step % config.train.checkpoint_every == 0
+            point_due = evaluate_due or checkpoint_due or state.step % config.train.metrics_every == 0
+            _note_skipped(run, newest=point_due or stopping)
+            if point_due or stopping:
+                _record(run, shown=point_due)
             # Before the evaluation, which takes long and must not cost these steps if it is cut off.
-            stall_s = _save(run) if save_due else None
+            stall_s = _save(run) if checkpoint_due or stopping else None
             if evaluate_due:
                 _evaluate_and_keep(run, stall_s)
         with context.phase("finish"):
@@ -116,14 +116,17 @@ def _note_skipped(run: Run, newest: bool) -> None:
     run.skipped.note(run.state, newest)
     if run.skipped.too_many(run.state):
         run.skipped.note(run.state, newest=True)
-        _record(run)  # refuses weights that are not
+        _record(run, shown=False)  # refuses weights that are not
         with run.context.phase("checkpoint"):
             save(run)
         raise run.skipped.error(run.state)
 
 
-def _record(run: Run) -> None:
-    """Write a point of the curves; refuse to go on with weights that are not finite."""
+def _record(run: Run, shown: bool) -> None:
+    """Write a point of the curves where it is to be shown; refuse to go on with weights that are not finite.
+
+    A step at which a run happened to be stopped has no point: its curves are those of the undisturbed one.
+    """
     window = run.progress.window(run.loader.usage())
     values = run.runner.summary(window.share) | window.values()
     if values.pop(metrics.BROKEN_RANKS) > 0:
@@ -137,7 +140,8 @@ def _record(run: Run) -> None:
     values[metrics.SKIPPED] = run.state.skipped_steps
     values[metrics.SAMPLES_PER_S] = run.progress.samples_per_s(run.state)
     # A step that was skipped has no loss to draw; the event has it.
-    run.context.metrics(run.state.step, {k: v for k, v in values.items() if math.isfinite(v)})
+    if shown:
+        run.context.metrics(run.state.step, {k: v for k, v in values.items() if math.isfinite(v)})
     run.progress.step_line(run.state, values, window.bottleneck)
 
 

@@ -41,13 +41,16 @@ def newest_tensors(run_dir):
     return {f"{name}:{k}": v for name in names for k, v in checkpoint.read_tensors(folder, name).items()}
 
 
-def test_a_stopped_and_resumed_run_ends_bit_for_bit_as_the_undisturbed_one(shards, tmp_path, surroundings):
-    whole = surroundings()
-    fit(config(), shards, tmp_path / "whole", whole)
+@pytest.mark.parametrize("metrics_every", [1, 3])
+def test_a_stopped_and_resumed_run_ends_bit_for_bit_as_the_undisturbed_one(
+    metrics_every, shards, tmp_path, surroundings
+):
+    whole, settings = surroundings(), config(train__metrics_every=metrics_every)
+    fit(settings, shards, tmp_path / "whole", whole)
     first, second = surroundings("a", stop_step=1), surroundings("b")
-    stopped = fit(config(), shards, tmp_path / "parts", first)
+    stopped = fit(settings, shards, tmp_path / "parts", first)
     assert (stopped.status, stopped.step) == ("preempted", 2)
-    ended = fit(config(), shards, tmp_path / "parts", second)
+    ended = fit(settings, shards, tmp_path / "parts", second)
     assert (ended.status, ended.step) == ("ok", 6)
 
     assert_same_bits(tmp_path / "whole", tmp_path / "parts")
