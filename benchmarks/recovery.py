@@ -23,8 +23,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, wherever this is started
 
-from recoveries.faults import FAULTS, recover, steps_in, summary
-from recoveries.training import make_shards, running
+from recoveries.faults import FAULTS, SUPERVISED, recover, steps_in, summary
+from recoveries.training import make_shards, running, supervised
 from report import machine, write_report
 
 PACKAGES = ("torch", "ray")
@@ -59,7 +59,7 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     """What was typed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--faults", nargs="*", default=list(FAULTS), choices=FAULTS, help="kill, hang")
+    parser.add_argument("--faults", nargs="*", default=list(FAULTS), choices=FAULTS, help="all by default")
     parser.add_argument("--runs", type=int, default=20, help="of each fault")
     parser.add_argument("--settle", type=float, default=15.0, metavar="S", help="of training before a fault")
     parser.add_argument("--kill-every", nargs="*", type=float, default=[20.0, 60.0], metavar="S")
@@ -79,7 +79,11 @@ def parse() -> argparse.Namespace:
 def recoveries(arguments: argparse.Namespace, shards: Path, fault: str) -> dict[str, Any]:
     """The row of one fault, done `--runs` times to one job."""
     chooser = random.Random(arguments.seed)
-    with running(shards, {"launch.spares": arguments.spares}) as training:
+    settings = {"launch.spares": arguments.spares}
+    by_itself = (
+        supervised(shards.parent / "tree", settings) if fault in SUPERVISED else running(shards, settings)
+    )
+    with by_itself as training:
         found = [recover(training, fault, arguments.settle, chooser) for _ in range(arguments.runs)]
     return summary(fault, found) | {"spares": arguments.spares}
 

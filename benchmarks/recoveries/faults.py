@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.tracking.incidents import RESTART
 from pipeline.tracking.journal import COMMIT, START
 from recoveries.training import Training
 
@@ -25,7 +24,21 @@ def hang_rank(training: Training, chooser: random.Random) -> None:
     chooser.choice(training.ranks()).suspend()
 
 
-FAULTS: Mapping[str, Callable[[Training, random.Random], None]] = {"kill": kill_rank, "hang": hang_rank}
+def kill_driver(training: Training, chooser: random.Random) -> None:
+    """SIGKILL to the process of the job, under `make train`."""
+    training.driver().kill()
+
+
+def kill_head(training: Training, chooser: random.Random) -> None:
+    """SIGKILL to Ray's global store, under `make train`."""
+    training.head().kill()
+
+
+FAULTS: Mapping[str, Callable[[Training, random.Random], None]] = {
+    "kill": kill_rank, "hang": hang_rank, "driver": kill_driver, "head": kill_head,
+}  # fmt: skip
+SUPERVISED = ("driver", "head")
+"""What nobody but `make train` recovers from by itself."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +56,12 @@ def recover(training: Training, fault: str, settle_s: float, chooser: random.Ran
     training.wait_until(lambda: any(commit.time_s > settled_s for commit in training.events(COMMIT)))
     starts = len(training.events(START))
     time.sleep(chooser.uniform(0.0, 1.0))  # anywhere between two checkpoints
-    begin_s = time.time()
+    begin_s, reached = time.time(), training.step()
     FAULTS[fault](training, chooser)
     training.wait_until(lambda: training.first_new_step_s(starts) is not None)
-    training.wait_until(lambda: len(training.events(RESTART)) >= starts)
     first_s = training.first_new_step_s(starts)
     assert first_s is not None
-    return Recovery(first_s - begin_s, int(training.events(RESTART)[-1].fields["repeated"]))
+    return Recovery(first_s - begin_s, max(reached - training.events(START)[-1].step, 0))
 
 
 def summary(fault: str, recoveries: list[Recovery]) -> dict[str, Any]:

@@ -144,7 +144,8 @@ def as_nobody(shards: Path, tmp_path: Path) -> Iterator[None]:
     closed.mkdir(mode=0)
     is_root = os.geteuid() == 0
     if is_root:
-        for folder in (shards.parent, tmp_path, *tmp_path.parents[:2]):
+        of_pytest = (folder for folder in tmp_path.parents if "pytest-of-" in str(folder))
+        for folder in (shards.parent, tmp_path, *of_pytest):
             folder.chmod(0o777)
         os.seteuid(65534)
     try:
