@@ -2,8 +2,8 @@
 
 Ray takes the process for an actor from its idle ones where job and environment are the same to the
 letter. Such are ordered from each node's raylet by the call that Ray has for it, and load what they
-will need by a hook of the job's environment. Where the call fails, as through a Ray client, there are
-none, and a restart takes longer.
+will need by a hook of the job's environment (warm_up.py). Where the call fails, as through a Ray client,
+there are none, and a restart takes longer.
 """
 
 from __future__ import annotations
@@ -42,11 +42,6 @@ CALL_S = 5.0
 START_S = 60.0
 POLL_S = 0.5
 IDLE_TITLE = "ray::IDLE"
-
-
-def load_everything() -> None:
-    """What every worker process of a training job runs first."""
-    import pipeline.launch.ray_attempt  # noqa: F401, PLC0415
 
 
 class Spares:

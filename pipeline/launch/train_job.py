@@ -47,7 +47,7 @@ FIELDS = (
 )  # fmt: skip
 """The train job's own keys of its RESULT line."""
 
-WORKER_SETUP = "pipeline.launch.spares.load_everything"
+WORKER_SETUP = "pipeline.launch.warm_up.load_everything"
 """What every worker process of the job runs first: those in reserve have nothing left to import."""
 MODEL_NAME = "tracking.registered_model"
 NOT_YET = ("--init-from",)
