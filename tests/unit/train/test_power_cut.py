@@ -1,0 +1,79 @@
+"""What a SIGKILL cannot show, as it keeps the page cache: all is on the disk before COMMIT says so."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.config import BackboneConfig, HeadConfig, ModelConfig
+from pipeline.data.labels import CITYSCAPES
+from pipeline.launch.fence import begin_attempt
+from pipeline.launch.run_context import JournaledContext
+from pipeline.train import checkpoint
+from pipeline.train.checkpoint import COMMIT, SCORE, Score
+from pipeline.train.checkpoint_folder import Content
+from pipeline.train.model_card import ModelCard
+from pipeline.train.saver import Saver
+from pipeline.world import World
+
+
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
+    """Every flush and every rename of the process, in their order, by the path that it is of."""
+    seen: list[tuple[str, Path]] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def noted_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        seen.append(("flush", Path(f"/proc/self/fd/{descriptor}").readlink()))
+
+    def noted_rename(path: Path, target: Path) -> Path:
+        seen.append(("rename", Path(target)))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    return seen
+
+
+def test_files_names_and_journal_are_on_the_disk_before_commit_and_commit_before_it_is_told(
+    order: list[tuple[str, Path]], tmp_path: Path
+) -> None:
+    context = JournaledContext(tmp_path, World(), begin_attempt(tmp_path))
+    saver = Saver(tmp_path, context, keep_last=1, restored=None)
+    card = ModelCard(
+        ModelConfig(BackboneConfig(depth=18, base_width=8), HeadConfig(dim=8)),
+        CITYSCAPES,
+        32,
+        48,
+        "abc",
+        3,
+        None,
+    )
+    weights = {"w": torch.ones(4)}
+    context.metrics(3, {"train/loss": 1.0})
+    order.clear()
+    saver.save({checkpoint.WEIGHTS: weights, checkpoint.OPTIMIZER: weights}, Content({}, card, {}))
+    saver.note_score(Score(0.5, 0.9))
+    assert saver.finish() is None
+    saver.close()
+    context.close()
+
+    (folder,) = checkpoint.list_committed(tmp_path)
+    (journal,) = (tmp_path / "journal").iterdir()
+    committed = order.index(("rename", folder / COMMIT))
+    before, after = order[:committed], order[committed + 1 :]
+    for path in [*(folder / name for name in checkpoint.committed_files(folder)), folder, journal]:
+        assert ("flush", path) in before, path
+    assert ("flush", folder / f"{COMMIT}.tmp") in before
+    assert (
+        after.index(("flush", folder))
+        < after.index(("flush", folder.parent))
+        < after.index(("flush", journal))
+    )
+    scored = order.index(("rename", folder / SCORE))
+    assert ("flush", folder / f"{SCORE}.tmp") in order[:scored]
+    assert ("flush", folder) in order[scored:]
