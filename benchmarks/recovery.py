@@ -1,11 +1,12 @@
 """How long training takes to go on after a fault, what is lost, and what remains under a kill every so often.
 
-    make bench BENCH=recovery ARGS="--runs 20 --kill-every 20 60 --json FILE.json"
+    make bench BENCH=recovery ARGS="--runs 20 --kill-every 20 60 --json FILE.json --chart FILE.svg"
 
 A job of two ranks on two CPUs under Ray, with a network of some ten milliseconds a step. Each fault is done
 to a training that has settled; its time runs to the first new step, steps lost are those done again. Goodput
 is steps in a wall interval under kills over steps in the same interval without, before and after. What
-Ray Train adds after the last step is timed at the ends of jobs.
+Ray Train adds after the last step is timed at the ends of jobs. Memory is that of the driver and of Ray's own
+processes, before the kills and after.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout, wh
 from recoveries.faults import FAULTS, SUPERVISED, recover, steps_in, summary
 from recoveries.training import make_shards, running, supervised
 from report import machine, write_report
+from report.chart import Bar, write_bars
+
+from pipeline.tracking.journal import START
 
 PACKAGES = ("torch", "ray")
 
@@ -50,6 +54,8 @@ def main() -> int:
             print("after the last step: p50 {fit_overhead_s} s".format(**rows[-1]), flush=True)
     if arguments.quick:
         print("A smoke run: it is too short for its figures to mean anything.")
+    if arguments.chart:
+        draw(rows, Path(arguments.chart))
     if arguments.json:
         command = f'make bench BENCH=recovery ARGS="{shlex.join(sys.argv[1:])}"'
         write_report(arguments.json, "recovery", rows, PACKAGES, {"command": command, "load": load})
@@ -69,6 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the ranks")
     parser.add_argument("--quick", action="store_true", help="one kill and no goodput: does it run")
     parser.add_argument("--json", help="write the rows there")
+    parser.add_argument("--chart", help="draw them there, as SVG")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.faults, arguments.runs, arguments.settle = ["kill"], 1, 0.0
@@ -94,11 +101,35 @@ def goodput(arguments: argparse.Namespace, shards: Path, kill_every_s: float) ->
     with running(shards, {"launch.spares": arguments.spares}) as training:
         steps_in(training, arguments.settle, None, chooser)
         before = steps_in(training, arguments.interval / 2, None, chooser)
+        memory, starts = training.memory_mb(), len(training.events(START))
         under = steps_in(training, arguments.interval, kill_every_s, chooser)
         steps_in(training, arguments.settle, None, chooser)
+        restarts, grown = len(training.events(START)) - starts, training.memory_mb()
         after = steps_in(training, arguments.interval / 2, None, chooser)
     share = under / max(before + after, 1)
-    return {"kill_every_s": kill_every_s, "goodput": round(share, 4), "spares": arguments.spares}
+    row = {"kill_every_s": kill_every_s, "goodput": round(share, 4), "spares": arguments.spares}
+    return row | {
+        "steps": {"before": before, "under_kills": under, "after": after},
+        "restarts": restarts,
+        "memory_before": memory,
+        "memory_after": grown,
+    }
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Bars of the times to recover, and of what remains under kills."""
+    faults = [
+        Bar(row["fault"], row["p99_s"], row["p50_s"], f"p50 {row['p50_s']:.1f} s, p99 {row['p99_s']:.1f} s")
+        for row in rows
+        if "fault" in row
+    ]
+    shares = [
+        Bar(f"every {row['kill_every_s']:.0f} s", 1.0, row["goodput"], f"{row['goodput']:.2f}")
+        for row in rows
+        if "goodput" in row
+    ]
+    charts = [("From the fault to the next step", faults), ("Goodput under a kill of a rank", shares)]
+    write_bars(path, [chart for chart in charts if chart[1]], "Dark: the median; steps that count.")
 
 
 def endings(arguments: argparse.Namespace, shards: Path) -> dict[str, Any]:

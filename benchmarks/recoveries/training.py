@@ -24,6 +24,7 @@ RUN_NAME, LOG = "recovery", "job.log"
 WAIT_S = 900.0
 RANK_TITLE, DRIVER_FILE, HEAD = "RayTrainWorker", "jobs/train_cityscapes.py", "gcs_server"
 """How a rank, the driver and Ray's global store are known among processes."""
+RAY_PROCESSES = (HEAD, "raylet/raylet", "dashboard/dashboard.py", "dashboard/agent.py")
 SETTINGS: dict[str, object] = {
     "data.input_height": 64, "data.input_width": 128, "data.crop_height": 64, "data.crop_width": 128,
     "data.loader_workers": 0, "model.backbone.base_width": 8, "model.head.dim": 16, "train.batch_global": 8,
@@ -90,6 +91,15 @@ class Training:
     def head(self) -> psutil.Process:
         """Ray's global store, with which a head ends."""
         return self._named(HEAD)[-1]
+
+    def memory_mb(self) -> dict[str, float]:
+        """Resident megabytes of what lives through restarts: the job's driver, and Ray's own processes."""
+        ray = [process for name in RAY_PROCESSES for process in self._named(name)]
+        driver = psutil.Process(self._process.pid).memory_info().rss
+        return {
+            "driver_mb": round(driver / 2**20, 1),
+            "ray_mb": round(sum(process.memory_info().rss for process in ray) / 2**20, 1),
+        }
 
     def _named(self, part: str) -> list[psutil.Process]:
         found = []
