@@ -141,7 +141,7 @@ def check_addresses(shards: str, runs: str, unindexed: str = "") -> None:
     """Raises ConfigError for shards at an address that may not be opened, and for runs that cannot be."""
     for address in filter(is_address, (shards, unindexed)):
         parse_address(address)
-    if is_address(runs):  # and parse_address(runs, "runs").scheme != "s3":
+    if is_address(runs) and parse_address(runs, "runs").scheme != "s3":
         raise ConfigError(
             f"--runs {without_credentials(runs)}: runs are kept in a folder or at s3://BUCKET/PATH; type one "
             "of them"

@@ -61,7 +61,7 @@ class RemoteLease:
             self._tag = ""
             raise WorldStateError(
                 f"the store at {self._store.root} says yes to writes whose condition (If-None-Match, "
-                "If-Match) does not hold, so two jobs could write one run; take a store that knows conditional writes"
+                "If-Match) does not hold, so two jobs could write one run; take a store that knows them"
             )
         self._thread.start()
 

@@ -19,6 +19,7 @@ from pipeline.data.store.objects import ObjectStore
 from pipeline.data.store.s3 import s3_client
 from pipeline.errors import PipelineError
 from pipeline.launch import remote_lease, remote_run
+from pipeline.launch import shipper as shipper_module
 from pipeline.launch.remote_run import held_run
 from pipeline.launch.run_context import JournaledContext
 from pipeline.launch.shipment import Shipment
@@ -77,6 +78,7 @@ def each_shipment() -> threading.Semaphore:
 def attempt(case: dict) -> int:
     torch.set_num_threads(1)
     remote_lease.RENEW_S = case.get("renew_s", 0.25)
+    shipper_module.AGAIN_S = 0.5
     remote_run.FINISH_WAIT_S = case.get("finish_wait_s", 20.0)
     config = with_settings(recipe("laptop"), case["settings"] | {"launch.use_gpu": "no"})
     striking = Striking(case["at"], case["signal"]) if "at" in case else None
@@ -116,6 +118,8 @@ def main() -> None:
         if "go_on" in command:
             pid = command["go_on"]
             os.kill(pid, signal.SIGCONT)
+        elif "wait" in command:
+            pid = command["wait"]
         else:
             pid = os.fork()
             if pid == 0:

@@ -78,7 +78,7 @@ class ObjectStore:
                     return None
                 raise
 
-        return self._tried(name, request)
+        return self._tried(name, request, "written")  # what is absent now can only be the bucket
 
     def size(self, name: str) -> int | None:
         """An object's bytes, None where there is none."""
