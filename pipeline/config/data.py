@@ -37,10 +37,11 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """How shards at an address (s3://, gs://, http(s)://) are read; idle for a local folder."""
+    """How shards, and runs, at an address (s3://, gs://, http(s)://) are reached; idle for local folders."""
 
     cache_dir: str = ""
-    """Folder of the node in which ccs-shards-UID keeps downloads; empty takes the machine's temporary one."""
+    """Folder of the node in which ccs-shards-UID keeps downloads, and copies of runs that are at an address;
+    empty takes the machine's temporary one."""
     cache_gb: float = 64.0
     """Most that the folder may hold, in GB; the shards used longest ago go first."""
     lookahead: int = 2048

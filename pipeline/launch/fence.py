@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.disk import flush
@@ -22,16 +23,21 @@ FOLDER = "attempts"
 _ATTEMPT = re.compile(r"(\d{4,})-[0-9a-f]+")
 
 
-def begin_attempt(run_dir: Path, job: str = "") -> str:
+class SupersededError(WorldStateError):
+    """A later attempt of the run has begun: nothing that this one does counts any more."""
+
+
+def begin_attempt(run_dir: Path, job: str = "", least: int = 1) -> str:
     """The name of a new attempt, such as `0007-3f9c1a`; all earlier ones are refused from now on.
 
-    Its end, hex digits, tells the attempts of one job from those of others; made up without it.
+    Its number is the next one, and at least `least`. Its end, hex digits, tells the attempts of one job
+    from those of others; made up without it.
     Raises WorldStateError where the disk refuses.
     """
     folder = run_dir / FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        token = newest_token(run_dir) + 1
+        token = max(newest_token(run_dir) + 1, least)
         while not _take(folder / f"{token:04d}"):
             token += 1
         flush(folder)
@@ -58,13 +64,20 @@ def token_of(attempt: str) -> int:
 
 
 def refuse_superseded(run_dir: Path, attempt: str) -> None:
-    """Raises WorldStateError where a later attempt than this one has begun."""
+    """Raises SupersededError where a later attempt than this one has begun."""
     newest = newest_token(run_dir)
     if newest > token_of(attempt):
-        raise WorldStateError(
+        raise SupersededError(
             f"attempt {attempt} of run {run_dir.name} is over: attempt {newest:04d} has begun since; "
             "this process was taken for dead, and nothing that it does counts any more"
         )
+
+
+def note_newer(run_dir: Path, token: int) -> None:
+    """Note an attempt that began elsewhere: all earlier ones of this folder are refused from now on."""
+    with suppress(OSError):
+        (run_dir / FOLDER).mkdir(parents=True, exist_ok=True)
+        (run_dir / FOLDER / f"{token:04d}").touch()
 
 
 def _take(path: Path) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.data.store.address import is_address
 from pipeline.errors import ConfigError, Preempted, WorldStateError
 from pipeline.launch.child_job import run_child
 from pipeline.launch.command_line import parse_flags
@@ -66,6 +67,11 @@ class Plan:
 
 def make_plan(flags: MakeFlags, more: Sequence[str]) -> Plan:
     """The plan for what was typed; raises ConfigError before anything is packed or started."""
+    if is_address(flags.runs):
+        raise ConfigError(
+            f"RUNS={flags.runs}: data sets are kept there too, so it is a folder; "
+            "python jobs/train_cityscapes.py takes an address as --runs"
+        )
     runs = _absolute(flags.runs)
     generated = not flags.cityscapes
     tree = runs / "mini-city" if generated else _absolute(flags.cityscapes)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import re
 from pathlib import Path
 
 from pipeline.config import Config
 from pipeline.data.store.address import is_address
+from pipeline.data.store.cache import private_folder
 from pipeline.errors import ConfigError
 from pipeline.settings import flatten, with_settings
 from pipeline.train.hub_names import is_text, names_folder
@@ -51,6 +54,24 @@ def resolve_path(flag: str, text: str) -> str:
         if error.errno in _OUT_OF_REACH:
             raise ConfigError(f"{flag} {path}: {error.strerror}; type another") from error
     return str(path)
+
+
+def resolve_runs(text: str, config: Config) -> tuple[str, Path]:
+    """The address of --runs, "" where it is a folder, and the folder in which runs are worked on.
+
+    Raises as `resolve_path` does, and WorldStateError where this machine keeps no working copies.
+    """
+    runs = resolve_path("--runs", text)
+    if not is_address(runs):
+        return "", Path(runs)
+    return runs.rstrip("/"), copies_folder(runs.rstrip("/"), config.data.store.cache_dir)
+
+
+def copies_folder(runs: str, cache_dir: str) -> Path:
+    """Where this machine keeps its working copies of the runs at that address."""
+    readable = re.sub(r"[^A-Za-z0-9.-]+", "-", runs.partition("://")[2]).strip("-")[:60]
+    digest = hashlib.sha256(runs.encode()).hexdigest()[:12]
+    return private_folder(cache_dir) / "runs" / f"{readable}-{digest}"
 
 
 def resolve_node_folder(flag: str, text: str) -> str:

@@ -19,7 +19,7 @@ from pipeline.data.dataset import ShardDataset
 from pipeline.data.store import open_store
 from pipeline.data.store.address import is_address, parse_address
 from pipeline.data.unindexed_stream import shards_of
-from pipeline.errors import ConfigError, ShardError, WorldStateError
+from pipeline.errors import ConfigError, ShardError, WorldStateError, without_credentials
 from pipeline.model.segmenter import build_segmenter
 from pipeline.train.checkpoint import list_committed
 from pipeline.train.pretrained import check_weights
@@ -138,8 +138,11 @@ def check_model_name(name: str) -> None:
 
 
 def check_addresses(shards: str, runs: str, unindexed: str = "") -> None:
-    """Raises ConfigError for shards at an address that may not be opened, and for runs at any."""
+    """Raises ConfigError for shards at an address that may not be opened, and for runs that cannot be."""
     for address in filter(is_address, (shards, unindexed)):
         parse_address(address)
-    if is_address(runs):
-        raise ConfigError(f"--runs {runs}: runs are written to folders only; type one that every node mounts")
+    if is_address(runs) and parse_address(runs, "runs").scheme != "s3":
+        raise ConfigError(
+            f"--runs {without_credentials(runs)}: runs are kept in a folder or at s3://BUCKET/PATH; type one "
+            "of them"
+        )

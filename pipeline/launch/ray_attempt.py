@@ -29,6 +29,7 @@ from pipeline.launch.log_follower import LogFollower
 from pipeline.launch.pulse import Pulse, beat_file
 from pipeline.launch.rank_signals import HearingTorchConfig, told_to_go
 from pipeline.launch.rank_watch import RankWatch, end_ranks, free_resources, this_place
+from pipeline.launch.remote_run import RemoteRun, shipped_to
 from pipeline.launch.run_context import JournaledContext, clear_errors, log_file, log_to_file, request_stop
 from pipeline.launch.spares import Spares
 from pipeline.launch.stall import Stall
@@ -54,6 +55,8 @@ class Launch:
     workers: Workers
     world: WorldRange
     tracking: str = ""
+    remote: RemoteRun | None = None
+    """The run at the address where it is kept, held by this process; `run_dir` is its working copy."""
 
 
 def run_attempt(
@@ -161,6 +164,7 @@ def _portable(launch: Launch) -> dict[str, Any]:
         "shards": launch.shards,
         "run_dir": str(launch.run_dir),
         "tracking": launch.tracking,
+        "address": launch.remote.address if launch.remote else "",
     }
 
 
@@ -179,8 +183,10 @@ def _worker(settings: dict[str, Any]) -> dict[str, Any]:
     with clear_errors(log_file(run_dir, attempt).parent):
         log_to_file(log_file(run_dir, attempt) if world.is_main else None)
         pulse = Pulse(beat_file(run_dir, attempt, world.rank), this_place())
-    context = JournaledContext(run_dir, world, attempt, launch["tracking"], told_to_go, pulse)
-    try:
-        return dataclasses.asdict(fit(config, launch["shards"], run_dir, context))
-    finally:
-        context.close()
+    address = launch["address"] if world.is_main else ""
+    with shipped_to(address, run_dir, attempt, config) as saved:
+        context = JournaledContext(run_dir, world, attempt, launch["tracking"], told_to_go, pulse, saved)
+        try:
+            return dataclasses.asdict(fit(config, launch["shards"], run_dir, context))
+        finally:
+            context.close()

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -123,8 +124,6 @@ def check_shared(run_dir: Path, shards: str) -> None:
     import ray  # noqa: PLC0415 - only after `connected` has set the environment
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 
-    everything = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own
-    nodes = [node for node in everything if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
     here = ray.get_runtime_context().get_node_id()
     probe = ray.remote(num_cpus=0)(_sees)
     needed = [str(run_dir / "lease")] + ([] if is_address(shards) else [shards])
@@ -132,7 +131,7 @@ def check_shared(run_dir: Path, shards: str) -> None:
         node["NodeManagerHostname"]: probe.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         ).remote(needed)
-        for node in nodes
+        for node in _working_nodes()
         if node["NodeID"] != here
     }
     for host, answer in answers.items():
@@ -142,6 +141,24 @@ def check_shared(run_dir: Path, shards: str) -> None:
                 f"node {host} does not see {missing[0]}: with more than one node --runs and --shards must be "
                 "on a file system that all of them mount"
             )
+
+
+def refuse_other_nodes(runs: str) -> None:
+    """Raises WorldStateError where more than one node may get workers: they share no run's folder then."""
+    num_nodes = len(_working_nodes())
+    if num_nodes > 1:
+        raise WorldStateError(
+            f"--runs {runs} is for one node, and this cluster has {num_nodes}: heartbeats and wishes to stop "
+            "go by files of the run's folder; type a --runs that all nodes mount"
+        )
+
+
+def _working_nodes() -> list[dict[str, Any]]:
+    """The nodes that may get workers."""
+    import ray  # noqa: PLC0415 - only after `connected` has set the environment
+
+    everything = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own
+    return [node for node in everything if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
 
 
 def _sees(paths: list[str]) -> list[str]:

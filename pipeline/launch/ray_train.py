@@ -60,7 +60,8 @@ def train_on_ray(launch: Launch, signals: StopSignals) -> Trained:
         for restarts in itertools.count():
             begun = partial(note_restart, launch.run_dir, journal, failure)
             launch = in_room(launch, signals)
-            attempt = begin_attempt(launch.run_dir, job)
+            remote = launch.remote
+            attempt = remote.begin_attempt(job) if remote else begin_attempt(launch.run_dir, job)
             try:
                 fit_result = run_attempt(launch, attempt, signals, spares, begun)
             except LostError as lost:

@@ -38,7 +38,9 @@ class JournaledContext:
         tracking: str = "",
         stop_wanted: Callable[[], bool] = lambda: False,
         pulse: Pulse | None = None,
+        saved: Callable[[], None] = lambda: None,
     ) -> None:
+        """`saved` is called when a checkpoint, or its score, and the journal up to it are on the disk."""
         self._world = world
         self._run_dir = run_dir
         self._attempt = attempt
@@ -47,6 +49,7 @@ class JournaledContext:
         self._stop_file = stop_file(run_dir, attempt)
         self._stop_wanted = stop_wanted
         self._pulse = pulse
+        self._saved = saved
         self._stop = False
         self._last_look_s = -STOP_POLL_S
         self._last_step = 0
@@ -95,6 +98,8 @@ class JournaledContext:
             refuse_superseded(self._run_dir, self._attempt)
             if point == "before_commit":
                 self._journal.flush()
+            if point == "saved":
+                self._saved()
 
     def stop_requested(self) -> bool:
         """True once the stop file was seen, or this process heard a signal.

@@ -1,7 +1,7 @@
 """The same `fit()` under torchrun, for machines without Ray, MLflow or tyro.
 
-    torchrun --nproc-per-node 2 -m pipeline.launch.torchrun --shards DIR --runs DIR [--recipe NAME]
-        [--name RUN] [--section.field VALUE …]
+    torchrun --nproc-per-node 2 -m pipeline.launch.torchrun --shards DIR_OR_URL --runs DIR_OR_URL
+        [--recipe NAME] [--name RUN] [--section.field VALUE …]
 
 Rank 0 alone checks what was typed, holds the run's folder and prints RESULT. SIGINT and SIGTERM, which
 torchrun passes on, checkpoint at the end of the step.
@@ -29,8 +29,9 @@ from pipeline.idle_settings import refuse_idle_settings
 from pipeline.launch.extension import with_extension
 from pipeline.launch.fence import begin_attempt
 from pipeline.launch.job import Result, run_job, tell
-from pipeline.launch.paths import resolve_path, resolve_settings
+from pipeline.launch.paths import resolve_path, resolve_runs, resolve_settings
 from pipeline.launch.preflight import check_addresses, check_run
+from pipeline.launch.remote_run import RemoteRun, held_run, shown
 from pipeline.launch.run_context import JournaledContext
 from pipeline.launch.run_folder import (
     identity,
@@ -103,7 +104,9 @@ def main(argv: Sequence[str]) -> int:
 
 def train(result: Result, argv: Sequence[str], world: World) -> None:
     """One rank: `fit()` on the process group that torchrun's environment describes."""
-    config, shards, run_dir = _read(argv)
+    config, shards, runs, run_dir = _read(argv)
+    if runs:
+        _refuse_other_nodes(runs, world)
     result["shards"] = shards
     torch.set_num_threads(config.launch.threads_per_worker)
     device = pick_device(config.launch.use_gpu, world)
@@ -113,9 +116,10 @@ def train(result: Result, argv: Sequence[str], world: World) -> None:
         timeout = timedelta(seconds=config.launch.collective_timeout_s)
         backend = "nccl" if device.type == "cuda" else "gloo"
         stack.enter_context(process_group(backend, world, timeout))
-        config, attempt = _hold_run(config, shards, run_dir, world, stack)
+        config, attempt, remote = _hold_run(config, shards, runs, run_dir, world, stack)
         signals = stack.enter_context(StopSignals())
-        context = JournaledContext(run_dir, world, attempt, stop_wanted=signals.stop_wanted)
+        saved = stack.enter_context(remote.shipping()) if remote else lambda: None
+        context = JournaledContext(run_dir, world, attempt, stop_wanted=signals.stop_wanted, saved=saved)
         stack.callback(context.close)
         try:
             ended = dataclasses.asdict(fit(config, shards, run_dir, context))
@@ -123,34 +127,37 @@ def train(result: Result, argv: Sequence[str], world: World) -> None:
             result["quarantined"] = num_quarantined(run_dir)
         result |= {key: value for key, value in ended.items() if key in FIELDS}
         best = best_checkpoint(run_dir)
-        result["checkpoint"] = str(best) if best else None
+        result["checkpoint"] = shown(remote, best) if best else None
         if world.is_main:
             result |= read_account(run_dir).values()
-    if ended["status"] == "preempted":
-        raise Preempted(f"stopped at step {ended['step']} after a checkpoint; type the same to go on")
+        if ended["status"] == "preempted":
+            raise Preempted(f"stopped at step {ended['step']} after a checkpoint; type the same to go on")
 
 
 def _hold_run(
-    config: Config, shards: str, run_dir: Path, world: World, stack: ExitStack
-) -> tuple[Config, str]:
+    config: Config, shards: str, runs: str, run_dir: Path, world: World, stack: ExitStack
+) -> tuple[Config, str, RemoteRun | None]:
     """The config as it is recorded and the attempt's name, from rank 0. A collective.
 
-    Rank 0 checks the run and holds its folder.
+    Rank 0 checks the run and holds its folder, and the run at an address, which it alone is given.
 
     Raises rank 0's error there, and _RefusedByRankZero elsewhere: a rank that heard nothing would wait
     for rank 0 until it is killed.
     """
     refusal: PipelineError | None = None
     attempt = ""
+    remote: RemoteRun | None = None
     if world.is_main:
         try:
+            if runs:
+                remote = stack.enter_context(held_run(runs, run_dir, config))
             config, _ = with_extension(with_architecture(config, run_dir), run_dir, extend=False)
             checked = check_run(config, shards, run_dir)
             wanted = identity(config, {"manifest_id": checked.manifest_id})
             stack.enter_context(lease(run_dir))
             refuse_other_run(run_dir, wanted)
             write_json(run_dir / "config.json", wanted)
-            attempt = begin_attempt(run_dir)
+            attempt = remote.begin_attempt() if remote else begin_attempt(run_dir)
         except PipelineError as error:
             refusal = error
     said = (refusal.exit_code if refusal else 0, config, attempt)
@@ -159,24 +166,39 @@ def _hold_run(
         raise refusal
     if exit_code:
         raise _RefusedByRankZero(exit_code)
-    return config, attempt
+    return config, attempt, remote
 
 
-def _read(argv: Sequence[str]) -> tuple[Config, str, Path]:
-    """Config, shards and the run's folder as they were typed; raises ConfigError, one line."""
+def _refuse_other_nodes(runs: str, world: World) -> None:
+    """Raises ConfigError where ranks are on several machines."""
+    if world.local_size != world.size:
+        raise ConfigError(
+            f"--runs {runs} is for one machine, and there are {world.size} ranks, {world.local_size} of them "
+            "here: they would stop each other by files of the run's folder; type a folder that all mount"
+        )
+
+
+def _read(argv: Sequence[str]) -> tuple[Config, str, str, Path]:
+    """Config, shards, address of runs ("" for a folder) and the run's folder, as they were typed.
+
+    Raises ConfigError, one line.
+    """
     rest, settings = split_settings(argv)
     parser = _Parser(prog="pipeline.launch.torchrun", description=__doc__, allow_abbrev=False)
     parser.add_argument("--shards", required=True, help="folder or address of the packed data set")
-    parser.add_argument("--runs", required=True, help="folder of all runs, seen by all nodes")
+    parser.add_argument(
+        "--runs", required=True, help="folder of all runs, seen by all nodes, or s3://BUCKET/PATH"
+    )
     parser.add_argument("--name", default="torchrun", help="name of the run; the same again goes on with it")
     parser.add_argument("--recipe", default="laptop", help="settings to begin from")
     flags = parser.parse_args(rest)
     _refuse_settings_of_ray(settings)
     config = resolve_settings(with_settings(recipe(flags.recipe), settings))
     refuse_idle_settings(config, settings)
-    shards, runs = resolve_path("--shards", flags.shards), resolve_path("--runs", flags.runs)
-    check_addresses(shards, runs, config.data.unindexed_train)
-    return config, shards, Path(runs) / run_name(flags.name, config)
+    shards = resolve_path("--shards", flags.shards)
+    check_addresses(shards, flags.runs, config.data.unindexed_train)
+    runs, folder = resolve_runs(flags.runs, config)
+    return config, shards, runs, folder / run_name(flags.name, config)
 
 
 def _refuse_settings_of_ray(typed: Iterable[str]) -> None:

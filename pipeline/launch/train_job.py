@@ -18,9 +18,10 @@ from pipeline.errors import ConfigError
 from pipeline.launch.command_line import parse_with_settings
 from pipeline.launch.extension import with_extension
 from pipeline.launch.job import Result
-from pipeline.launch.paths import resolve_path, resolve_settings
+from pipeline.launch.paths import resolve_path, resolve_runs, resolve_settings
 from pipeline.launch.preflight import check_addresses, check_model_name, check_run
-from pipeline.launch.ray_cluster import check_shared, connected, local_room
+from pipeline.launch.ray_cluster import check_shared, connected, local_room, refuse_other_nodes
+from pipeline.launch.remote_run import RemoteRun, held_run
 from pipeline.launch.run_folder import (
     finished_result,
     identity,
@@ -71,7 +72,8 @@ class TrainFlags:
     them as there is room for and as divide the batch; global batch and learning rate stay, as fewer ranks
     accumulate more micro-batches."""
     runs: str = "~/ccs-runs"
-    """Folder of all runs: checkpoints, MLflow's database and artifacts, reports."""
+    """Folder of all runs: checkpoints, MLflow's database and artifacts, reports. Or s3://BUCKET/PATH, on one
+    node: a working copy in --data.store.cache_dir is shipped there, and another machine goes on from it."""
     extend: bool = False
     """Go on with a finished run of --name to a larger --train.steps, all other settings as they were. The
     learning rate is then that of a run of the new length, so it jumps up where the run had ended: 20 steps
@@ -95,6 +97,8 @@ class Request:
     extend: bool = False
     name_typed: bool = False
     """Whether the name to register under was typed, and is not just the recipe's."""
+    runs: str = ""
+    """Address at which the runs are kept, where `runs_dir` has working copies of them."""
 
     @property
     def run_dir(self) -> Path:
@@ -112,31 +116,40 @@ def read_request(argv: Sequence[str]) -> Request:
         config = with_settings(config, {MODEL_NAME: flags.register})
     check_model_name(config.tracking.registered_model)
     name_typed = flags.register is not None or MODEL_NAME in split_settings(argv)[1]
-    shards, runs = resolve_path("--shards", flags.shards), resolve_path("--runs", flags.runs)
-    config = resolve_settings(config)
-    check_addresses(shards, runs, config.data.unindexed_train)
+    shards, config = resolve_path("--shards", flags.shards), resolve_settings(config)
+    check_addresses(shards, flags.runs, config.data.unindexed_train)
+    runs, runs_dir = resolve_runs(flags.runs, config)
     if flags.extend and flags.name is None:
         raise ConfigError("--extend goes on with a finished run: type its --name")
     name = run_name(flags.name, config)
     return Request(
         config,
         shards,
-        Path(runs),
+        runs_dir,
         name,
         read_workers(flags.workers),
         flags.preflight_only,
         flags.extend,
         name_typed,
+        runs,
     )
 
 
 def train(result: Result, argv: Sequence[str]) -> None:
     """Runs the train job, filling in its RESULT; raises a PipelineError for what cannot be."""
     request = read_request(argv)
+    result["shards"] = request.shards
+    if not request.runs:
+        _train(result, request, None)
+        return
+    with held_run(request.runs, request.run_dir, request.config) as remote:
+        _train(result, request, remote)
+
+
+def _train(result: Result, request: Request, remote: RemoteRun | None) -> None:
     config = with_architecture(request.config, request.run_dir)
     config, before = with_extension(config, request.run_dir, extend=request.extend)
     request = replace(request, config=config)
-    result["shards"] = request.shards
     checked = check_run(request.config, request.shards, request.run_dir)
     recorded = {"manifest_id": checked.manifest_id}
     with lease(request.run_dir), StopSignals() as signals:
@@ -154,6 +167,8 @@ def train(result: Result, argv: Sequence[str]) -> None:
         with connected(WORKER_SETUP) as room:
             signals.listen()
             workers = plan_workers(request.workers, request.config, room)
+            if remote:
+                refuse_other_nodes(request.runs)
             check_shared(request.run_dir, request.shards)
             if request.preflight_only:
                 logger.info(
@@ -166,7 +181,7 @@ def train(result: Result, argv: Sequence[str]) -> None:
             # Ray and MLflow take seconds to import, and read an environment that is set by now.
             from pipeline.launch.train_run import train_run  # noqa: PLC0415
 
-            train_run(request, workers, signals, result)
+            train_run(request, workers, signals, result, remote)
 
 
 def git_commit() -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from pipeline.data.quarantine import num_quarantined
 from pipeline.errors import Preempted
 from pipeline.launch.job import Result
 from pipeline.launch.ray_attempt import Launch
 from pipeline.launch.ray_train import train_on_ray
+from pipeline.launch.remote_run import RemoteRun, shown
 from pipeline.launch.run_folder import GIT_COMMIT, write_json
 from pipeline.launch.run_record import describe, publish, report
 from pipeline.launch.stop_signals import StopSignals
@@ -24,7 +26,9 @@ from pipeline.train.checkpoint import best_checkpoint, newest_checkpoint
 logger = logging.getLogger(__name__)
 
 
-def train_run(request: Request, workers: Workers, signals: StopSignals, result: Result) -> None:
+def train_run(
+    request: Request, workers: Workers, signals: StopSignals, result: Result, remote: RemoteRun | None
+) -> None:
     """Trains, publishes and reports, filling in the RESULT; raises Preempted after a stop.
 
     MLflow is shipped to beside training and never needed by it. A run that was stopped or failed
@@ -44,7 +48,7 @@ def train_run(request: Request, workers: Workers, signals: StopSignals, result: 
     try:
         result |= {"run_id": run.run_id, "tracking_uri": run.tracking_uri}
         world = request.workers or WorldRange(workers.num, workers.num)
-        launch = Launch(request.config, request.shards, request.run_dir, workers, world, run.page)
+        launch = Launch(request.config, request.shards, request.run_dir, workers, world, run.page, remote)
         trained = train_on_ray(launch, signals)
         ended = {key: trained.fit[key] for key in FIT_FIELDS}
         account = read_account(request.run_dir)
@@ -52,7 +56,7 @@ def train_run(request: Request, workers: Workers, signals: StopSignals, result: 
         if line := account.line():
             logger.info("[event] %s", line)
         checkpoint = best_checkpoint(request.run_dir) or newest_checkpoint(request.run_dir)
-        result["checkpoint"] = str(checkpoint) if checkpoint else None
+        result["checkpoint"] = shown(remote, checkpoint) if checkpoint else None
         if trained.fit["status"] == "preempted":
             raise Preempted(
                 f"stopped at step {ended['step']} of {request.config.train.steps} after a checkpoint; "
@@ -60,6 +64,8 @@ def train_run(request: Request, workers: Workers, signals: StopSignals, result: 
             )
         result["model_uri"] = publish(request, run, commit).model_uri
         report(request, run, result)
+        if result["report"]:
+            result["report"] = shown(remote, Path(result["report"]))
         status = "FINISHED"
     except Preempted:
         status = "KILLED"

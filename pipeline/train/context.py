@@ -19,10 +19,10 @@ from pipeline.world import World
 Phase = Literal["start", "data", "step", "evaluate", "checkpoint", "finish"]
 """What a rank is doing: the unit of timing, of heartbeat deadlines and of kill points."""
 
-SavePoint = Literal["snapshot", "write", "before_commit", "after_commit", "prune", "score"]
+SavePoint = Literal["snapshot", "write", "before_commit", "after_commit", "prune", "score", "saved"]
 """What a save is about to do, or has just done: copy the state (in the thread that trains), write the
-files, rename COMMIT, say so in the journal, remove an old checkpoint, attach a score (in the writer's
-thread, beside whatever phase the rank is in)."""
+files, rename COMMIT, say so in the journal, remove an old checkpoint, attach a score, have all of that on
+the disk, for whoever mirrors the run (in the writer's thread, beside whatever phase the rank is in)."""
 
 
 class RunContext(Protocol):

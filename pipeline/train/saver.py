@@ -150,6 +150,7 @@ class Saver:
             "commit", step, checkpoint=folder.path.name, seconds=seconds, megabytes=folder.num_bytes / 1e6
         )
         self._prune(step)
+        context.mark("saved", step)
 
     def _prune(self, step: int) -> None:
         for folder in superfluous(self._run_dir, self._keep_last):
@@ -166,6 +167,7 @@ class Saver:
         except OSError as error:
             raise _refused(folder, error) from error
         self._prune(step_of(folder))  # it may have a new best beside it
+        self._context.mark("saved", step_of(folder))
 
 
 def _refused(folder: Path, error: OSError) -> WorldStateError:

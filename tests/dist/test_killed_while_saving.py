@@ -33,11 +33,13 @@ TIMED = ("_per_s", "_s", "_s_per_sample", "wait_share")
 class Attempts:
     """Talks to tests/dist/attempts.py."""
 
+    program = "attempts.py"
+
     def __init__(self, log: Path, **environment: str) -> None:
         self.log = log
         with log.open("w") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("attempts.py"))],
+                [sys.executable, str(Path(__file__).with_name(self.program))],
                 env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
             )  # fmt: skip

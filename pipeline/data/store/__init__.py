@@ -17,8 +17,9 @@ from pipeline.errors import ShardError
 
 if TYPE_CHECKING:
     from pipeline.data.shard_table import ShardEntry
+    from pipeline.data.store.objects import ObjectStore
 
-__all__ = ["LocalStore", "Store", "open_store", "safe_name"]
+__all__ = ["LocalStore", "Store", "open_objects", "open_store", "safe_name"]
 
 
 _DEFAULTS = StoreConfig()
@@ -49,6 +50,13 @@ class Store(Protocol):
 
     def close(self) -> None:
         """End whatever runs in the background. The store may not be used after."""
+
+
+def open_objects(root: str, config: StoreConfig) -> ObjectStore:
+    """The objects below an address of S3, to be written under conditions; raises as `open_store` does."""
+    from pipeline.data.store.objects import ObjectStore  # noqa: PLC0415 - imports boto3, as RemoteStore does
+
+    return ObjectStore(root, config)
 
 
 def open_store(root: str, config: StoreConfig = _DEFAULTS) -> Store:

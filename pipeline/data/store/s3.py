@@ -32,32 +32,38 @@ from pipeline.data.store.transport import Doing, Part, Transient, chunks, promis
 from pipeline.errors import PipelineError, WorldStateError, without_credentials
 
 KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL for a server of your own)"
-_MAY_PASS = (HTTPClientError, ConnectionError, IncompleteReadError, HTTPError, OSError)
+MAY_PASS = (HTTPClientError, ConnectionError, IncompleteReadError, HTTPError, OSError)
 _CONNECTIONS = 64
 _AMAZON = (".amazonaws.com", ".amazonaws.com.cn")
+
+
+def s3_client(timeout_s: float) -> Any:  # noqa: ANN401 - its class is made at run time
+    """A client that never tries again by itself; raises WorldStateError where there is no way to one."""
+    config = Config(
+        connect_timeout=timeout_s,
+        read_timeout=timeout_s,
+        retries={"total_max_attempts": 1},
+        max_pool_connections=_CONNECTIONS,
+        tcp_keepalive=True,
+    )
+    try:
+        session = Session()
+        session.register_component("data_loader", _models())
+        client: Any = session.create_client("s3", config=config)
+    except (BotoCoreError, ValueError) as error:
+        raise WorldStateError(f"s3:// cannot be opened ({reason(error)}): check {KEYS}") from error
+    endpoint = str(client.meta.endpoint_url)
+    host = urlsplit(endpoint).hostname or ""
+    if not host.endswith(_AMAZON):  # a typed one
+        refuse_internal_host(host, f"AWS_ENDPOINT_URL={endpoint}")
+    return client
 
 
 class S3Transport:
     """Ranged GET, HEAD and multipart uploads of s3:// addresses."""
 
     def __init__(self, timeout_s: float) -> None:
-        config = Config(
-            connect_timeout=timeout_s,
-            read_timeout=timeout_s,
-            retries={"total_max_attempts": 1},
-            max_pool_connections=_CONNECTIONS,
-            tcp_keepalive=True,
-        )
-        try:
-            session = Session()
-            session.register_component("data_loader", _models())
-            self._client: Any = session.create_client("s3", config=config)  # its class is made at run time
-        except (BotoCoreError, ValueError) as error:
-            raise WorldStateError(f"s3:// cannot be opened ({reason(error)}): check {KEYS}") from error
-        endpoint = str(self._client.meta.endpoint_url)
-        host = urlsplit(endpoint).hostname or ""
-        if not host.endswith(_AMAZON):  # a typed one
-            refuse_internal_host(host, f"AWS_ENDPOINT_URL={endpoint}")
+        self._client = s3_client(timeout_s)
 
     def get(self, url: str, offset: int, num_bytes: int) -> Part:
         """The range, by one GET of exactly it; raises Transient or a PipelineError."""
@@ -82,9 +88,9 @@ class S3Transport:
         try:
             return int(self._client.head_object(Bucket=bucket, Key=key)["ContentLength"])
         except (BotoCoreError, ClientError) as error:
-            if isinstance(error, ClientError) and _status(error) == 404:
+            if isinstance(error, ClientError) and status_of(error) == 404:
                 return None
-            raise _sorted(url, error) from error
+            raise sorted_error(url, error) from error
 
     def put(self, url: str, path: Path) -> None:
         """Write a whole file by a multipart upload, which is aborted where something fails."""
@@ -130,9 +136,9 @@ class _OneGet:
         try:
             answer: dict[str, Any] = self._client.get_object(**request)
         except (BotoCoreError, ClientError) as error:
-            if isinstance(error, ClientError) and _status(error) == 416:
+            if isinstance(error, ClientError) and status_of(error) == 416:
                 raise _PastEnd from error
-            raise _sorted(self._url, error) from error
+            raise sorted_error(self._url, error) from error
         span, content_bytes = str(answer.get("ContentRange") or ""), int(answer["ContentLength"])
         try:
             length, self.total_bytes = promised(self._url, span, content_bytes, self._offset, self._num_bytes)
@@ -159,7 +165,7 @@ class _Uploads:
             try:
                 return request(**parameters)
             except (BotoCoreError, ClientError) as error:
-                raise _sorted(self._url, error, "written") from error
+                raise sorted_error(self._url, error, "written") from error
 
         return sorting
 
@@ -173,22 +179,23 @@ class _Body:
     def read(self, num_bytes: int | None = None) -> bytes:
         try:
             return bytes(self._body.read(num_bytes))
-        except _MAY_PASS as error:
+        except MAY_PASS as error:
             raise Transient(reason(error)) from error
 
     def close(self) -> None:
         self._body.close()
 
 
-def _status(error: ClientError) -> int:
+def status_of(error: ClientError) -> int:
+    """The HTTP status of an answer that boto3 raised."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def _sorted(url: str, error: Exception, doing: Doing = "read") -> Transient | PipelineError:
+def sorted_error(url: str, error: Exception, doing: Doing = "read") -> Transient | PipelineError:
     """Transient, or the error to show, for what boto3 raised."""
     if isinstance(error, ClientError):
         code = str(error.response.get("Error", {}).get("Code", ""))
-        return refusal(url, _status(error), "" if code.isdigit() else code, KEYS, doing)
-    if isinstance(error, _MAY_PASS) and not isinstance(error, SSLError):
+        return refusal(url, status_of(error), "" if code.isdigit() else code, KEYS, doing)
+    if isinstance(error, MAY_PASS) and not isinstance(error, SSLError):
         return Transient(reason(error))
     return WorldStateError(f"{without_credentials(url)} cannot be {doing} ({reason(error)}): check {KEYS}")

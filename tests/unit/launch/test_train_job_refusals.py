@@ -89,10 +89,15 @@ def test_wrong_words_are_refused_with_2(
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
-def test_address_for_a_folder_is_refused_with_2(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result, line = refuse(capsys, "--shards", str(shards), "--runs", "s3://bucket/runs")
+@pytest.mark.parametrize(
+    "runs", ["gs://bucket/runs", "https://host/runs", "ssh://host/runs", "s3://a b/runs"]
+)
+def test_runs_at_an_address_that_cannot_hold_them_are_refused_with_2(
+    runs: str, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result, line = refuse(capsys, "--shards", str(shards), "--runs", runs)
     assert result["exit_code"] == 2
-    assert "folders only" in line
+    assert runs in line
 
 
 def test_absent_folder_is_refused_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

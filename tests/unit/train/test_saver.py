@@ -95,7 +95,7 @@ def test_a_commit_is_told_of_once_it_is_whole_and_nothing_is_removed_before(tmp_
     assert context.passed == [
         (point, step)
         for step, extra in ((1, []), (2, ["prune"]))
-        for point in ("snapshot", "write", "before_commit", "after_commit", *extra)
+        for point in ("snapshot", "write", "before_commit", "after_commit", *extra, "saved")
     ]
     saver.close()
 
