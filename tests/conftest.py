@@ -37,6 +37,7 @@ def write_scene(root: Path, split: str, index: int) -> None:
         assert cv2.imwrite(str(path), picture)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of real Ray share one head, so they stay in one process; others stay with their file."""
     for item in items:
