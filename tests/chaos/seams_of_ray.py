@@ -39,8 +39,9 @@ class RaySeams:
                 time.sleep(PACE_S)
             for phase, victim in (("controller", self._controller), ("driver", self._driver)):
                 if not self.struck and self.kill.wants(phase, number):
+                    pid = victim()  # first: a kill that cannot be done must not be noted
                     self.kill.note(f"the {phase}, before step {number}")
-                    os.kill(victim(), signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
                     self.struck = True
             step(runner, micro_batches, denominators, number)
 
