@@ -84,8 +84,9 @@ class RemoteLease:
         """Returns when the lease did not change for long enough; raises WorldStateError where it did."""
         interval_s = min(float(said.get("renew_s", RENEW_S)), _LONGEST_RENEW_S)
         who = f"pid {said.get('pid', '?')} on {said.get('host', '?')}"
-        logger.info("[event] %s was held by %s: is it alive? %.0f s", self._store.root, who, 4 * interval_s)
-        end_s = time.monotonic() + INTERVALS * interval_s
+        watch_s = INTERVALS * interval_s
+        logger.info("[event] %s was held by %s: is it alive? %.0f s", self._store.root, who, watch_s)
+        end_s = time.monotonic() + watch_s
         while (left_s := end_s - time.monotonic()) > 0:
             time.sleep(min(left_s, interval_s / 2))
             now = self._store.read(NAME)

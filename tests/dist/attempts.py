@@ -2,7 +2,8 @@
 
 Reads one JSON command a line and answers each with one line. It forks for every attempt, since
 importing torch takes longer than such an attempt. `{"run": CASE}` answers when the process has ended or
-stopped, `{"go_on": PID}` lets a stopped one go on and answers when it has ended. CASE has run_dir, shards,
+stopped, `{"go_on": PID}` lets a stopped one go on and answers when it has ended. `"beside": true` with a
+run answers at once, and `{"wait": PID}` when that one has ended. CASE has run_dir, shards,
 settings, and, where something is to happen, at ([point, step]) and signal.
 """
 
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -96,12 +98,15 @@ def outcome(pid: int) -> dict:
     }
 
 
-def main() -> None:
+def serve(attempt: Callable[[dict], int]) -> None:
+    """Do what standard input says until it ends."""
     for line in sys.stdin:
         command = json.loads(line)
         if "go_on" in command:
             pid = command["go_on"]
             os.kill(pid, signal.SIGCONT)
+        elif "wait" in command:
+            pid = command["wait"]
         else:
             pid = os.fork()
             if pid == 0:
@@ -112,8 +117,11 @@ def main() -> None:
                     code = 1
                 sys.stderr.flush()
                 os._exit(code)
+            if command.get("beside"):
+                print(json.dumps({"pid": pid}), flush=True)
+                continue
         print(json.dumps(outcome(pid)), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    serve(attempt)

@@ -4,13 +4,11 @@ As tests/dist/attempts.py; CASE has runs, run_dir (the working copy) instead of 
 [operation, part of an object's name, how often before]: put, create or remove, before it and ("done …") after.
 """
 
-import json
 import os
 import signal
 import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 
 import torch
@@ -28,7 +26,7 @@ from pipeline.recipes import recipe
 from pipeline.settings import with_settings
 from pipeline.train.loop import fit
 from pipeline.world import World
-from tests.dist.attempts import outcome
+from tests.dist.attempts import serve
 
 STRIKE_WAIT_S = 60
 
@@ -111,30 +109,6 @@ def attempt(case: dict) -> int:
     return 0
 
 
-def main() -> None:
-    s3_client(1.0)  # reads botocore's description of S3 once, before the forks
-    for line in sys.stdin:
-        command = json.loads(line)
-        if "go_on" in command:
-            pid = command["go_on"]
-            os.kill(pid, signal.SIGCONT)
-        elif "wait" in command:
-            pid = command["wait"]
-        else:
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    code = attempt(command["run"])
-                except BaseException:
-                    traceback.print_exc()
-                    code = 1
-                sys.stderr.flush()
-                os._exit(code)
-            if command.get("beside"):
-                print(json.dumps({"pid": pid}), flush=True)
-                continue
-        print(json.dumps(outcome(pid)), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    s3_client(1.0)  # reads botocore's description of S3 once, before the forks
+    serve(attempt)
