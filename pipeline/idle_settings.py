@@ -36,6 +36,12 @@ def refuse_idle_settings(config: Config, typed: Iterable[str]) -> None:
             raise ConfigError(f"{reason}: leave out --{', --'.join(idle)}, or {rule.remedy}")
 
 
+def idle_among(config: Config, names: Iterable[str]) -> frozenset[str]:
+    """Those of the settings that this config would ignore."""
+    candidates = frozenset(names)
+    return frozenset[str]().union(*(rule.settings & candidates for rule in RULES if rule.holds(config)))
+
+
 def _of(section: str, *names: str) -> frozenset[str]:
     return frozenset(f"{section}.{name}" for name in names)
 

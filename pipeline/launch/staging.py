@@ -21,7 +21,7 @@ from pipeline.data.dataset import open_splits
 from pipeline.data.staging import Staged, first_shards, stage_shards
 from pipeline.data.store.address import is_address
 from pipeline.errors import PipelineError
-from pipeline.launch.stop_signals import StopSignals
+from pipeline.launch.stop_signals import StopWish
 from pipeline.launch.workers import Workers
 from pipeline.settings import from_dict, to_dict
 from pipeline.tracking.journal import committed_step, read_journal
@@ -29,9 +29,7 @@ from pipeline.tracking.journal import committed_step, read_journal
 logger = logging.getLogger(__name__)
 
 
-def stage_on_nodes(
-    config: Config, shards: str, run_dir: Path, workers: Workers, signals: StopSignals
-) -> None:
+def stage_on_nodes(config: Config, shards: str, run_dir: Path, workers: Workers, signals: StopWish) -> None:
     """Bring the first shards to each node that may get workers; raises what the store says of them.
 
     Nothing for a folder. Returns early where a stop is asked for.
