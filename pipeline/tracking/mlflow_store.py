@@ -22,6 +22,7 @@ with warnings.catch_warnings():
     import mlflow
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param, RunTag, ViewType
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipeline.tracking.dataset_source import DatasetInfo, dataset_input
 from pipeline.tracking.server import be_impatient, tracking_uri
@@ -58,6 +59,8 @@ class RunDescription:
     """Git commit, world size, device, …"""
     note: str = ""
     """Plain text; the run page shows its first four lines."""
+    parent: Path | None = None
+    """Folder of the run that this one is shown below."""
 
 
 @dataclass
@@ -78,20 +81,30 @@ class MlflowStore:
         self.client = MlflowClient(self.uri)
 
     def open_run(self, description: RunDescription) -> tuple[str, str]:
-        """(run id, experiment id): the run of that name and folder, made where it does not exist yet."""
+        """(run id, experiment id): the run of that folder, made where it does not exist yet.
+
+        Raises LookupError for a run below one that is not there yet.
+        """
         if self.uri.startswith("sqlite"):
             self._runs_dir.mkdir(parents=True, exist_ok=True)
         experiment_id = self._experiment(description.experiment)
-        tags = {RUN_NAME_TAG: description.run_name, RUN_DIR_TAG: str(description.run_dir.resolve())}
-        query = " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items())
-        found = self.client.search_runs([experiment_id], query, ViewType.ACTIVE_ONLY, max_results=1)
-        if found:
-            run_id = str(found[0].info.run_id)
+        run_id = self._run_of(experiment_id, description.run_dir)
+        if run_id is not None:
             self.client.update_run(run_id, status="RUNNING")
-        else:
-            run = self.client.create_run(experiment_id, tags=tags, run_name=description.run_name)
-            run_id = str(run.info.run_id)
-        return run_id, experiment_id
+            return run_id, experiment_id
+        tags = {RUN_NAME_TAG: description.run_name, RUN_DIR_TAG: str(description.run_dir.resolve())}
+        if description.parent is not None:
+            parent_id = self._run_of(experiment_id, description.parent)
+            if parent_id is None:
+                raise LookupError(f"MLflow has no run of {description.parent} yet")
+            tags[MLFLOW_PARENT_RUN_ID] = parent_id
+        run = self.client.create_run(experiment_id, tags=tags, run_name=description.run_name)
+        return str(run.info.run_id), experiment_id
+
+    def _run_of(self, experiment_id: str, run_dir: Path) -> str | None:
+        query = f"tags.`{RUN_DIR_TAG}` = '{_quoted(str(run_dir.resolve()))}'"
+        found = self.client.search_runs([experiment_id], query, ViewType.ACTIVE_ONLY, max_results=1)
+        return str(found[0].info.run_id) if found else None
 
     def describe(self, run_id: str, description: RunDescription) -> list[str]:
         """Log params, config, tags, note and data sets; the params that now differ, one line each.

@@ -1,9 +1,12 @@
-"""Ships a run's journal to MLflow from the driver, behind training's back.
+"""Ships a run's journal to MLflow from the driver, behind training's back, and those of the runs below it.
 
 It guarantees: no call here waits for a server longer than its caller allows, and none raises for
 one; while training runs, only steps that a committed checkpoint holds are shipped, so a step that is
 rolled back never reaches MLflow; each (metric, step) arrives once, whatever dies in between, since
 after every failure and at every rerun MLflow is asked what it holds before anything is sent.
+
+A run and the runs below it (a search and its trials) have one thread: a child is never sent before its
+parent is there, and an outage of the server is one line, however many there are.
 """
 
 from __future__ import annotations
@@ -13,14 +16,13 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Collection
 from pathlib import Path
 
 from pipeline.errors import one_line, without_credentials
-from pipeline.tracking.journal import FOLDER, read_journal
-from pipeline.tracking.mlflow_shipment import Shipment, due, points_of
+from pipeline.tracking.journal import FOLDER
 from pipeline.tracking.mlflow_store import MlflowStore, RunDescription, Status
-from pipeline.tracking.pending import forget_pending, load_pending, save_pending
+from pipeline.tracking.pending import forget_pending, load_pending
+from pipeline.tracking.run_shipper import RunShipper
 from pipeline.tracking.server import tracking_uri
 from pipeline.tracking.system_metrics import SystemSampler
 
@@ -35,26 +37,14 @@ class MlflowRun:
     """One MLflow run, filled from the journal by a thread; made by `open`, ended by `finish`."""
 
     def __init__(self, description: RunDescription, ship_every_s: float = SHIP_EVERY_S) -> None:
-        uri = tracking_uri(description.runs_dir)
-        self.tracking_uri = without_credentials(uri)
-        self.run_id: str | None = None
-        self.experiment_id: str | None = None
-        self._description = description
+        self.tracking_uri = without_credentials(tracking_uri(description.runs_dir))
+        self._runs_dir = description.runs_dir
+        self._run = RunShipper(description, SystemSampler(description.runs_dir))
+        self._children: list[RunShipper] = []  # those that are not ended
         self._ship_every_s = ship_every_s
         self._store: MlflowStore | None = None
-        self._sampler = SystemSampler(description.runs_dir)
-        self._shipment: Shipment | None = None  # None: MLflow must be asked what it holds
-        self._known: Collection[
-            tuple[str, int]
-        ] = ()  # there when last asked: for the line on what is pending
-        self._first_sample_step: int | None = None  # of this job's first system sample, for all of its time
-        self._queue: list[tuple[Path, str]] = []
-        self._lock = threading.Lock()
-        self._wake, self._opened, self._ended = threading.Event(), threading.Event(), threading.Event()
-        self._described = False
-        self._status: Status | None = None
+        self._wake, self._ended = threading.Event(), threading.Event()
         self._deadline_s = math.inf
-        self._reading_s = 0.0
         self._failures = 0
         self._last_error = ""
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
@@ -69,11 +59,21 @@ class MlflowRun:
         """
         run = cls(description, ship_every_s)
         run._thread.start()
-        if not run._opened.wait(wait_s):
+        if not run._run.opened.wait(wait_s):
             logger.warning(
                 "[event] MLflow at %s has not answered for %.0fs; training goes on", run.tracking_uri, wait_s
             )
         return run
+
+    @property
+    def run_id(self) -> str | None:
+        """Its id, once the server has answered."""
+        return self._run.run_id
+
+    @property
+    def experiment_id(self) -> str | None:
+        """The id of its experiment, once the server has answered."""
+        return self._run.experiment_id
 
     @property
     def page(self) -> str:
@@ -82,16 +82,39 @@ class MlflowRun:
             return f"{self.tracking_uri.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
         return self.tracking_uri
 
+    def child(self, description: RunDescription) -> RunShipper:
+        """The run of that folder below this one, made or continued; returns at once. Its `close` ends it.
+
+        Until it has ended in MLflow it is noted in its folder, so that whatever kills this process leaves
+        it to a later job (`send_owed`), and where nobody closes it, it was killed.
+        """
+        child = RunShipper(dataclasses.replace(description, parent=self._run.run_dir), noted=True)
+        child.owe()
+        self._children.append(child)
+        return child
+
+    def send_owed(self, run_dir: Path) -> None:
+        """Send what an earlier job could not of the child of that folder, if anything."""
+        pending = load_pending(run_dir)
+        if pending is None:
+            return
+        child = RunShipper(pending.description, noted=True)
+        for path, folder in pending.artifacts:
+            child.add_artifact(path, folder)
+        child.close(pending.status)
+        self._children.append(child)
+
     def set_note(self, note: str) -> None:
         """Replace the text on the run's page, as soon as the server takes it."""
-        with self._lock:
-            self._description = dataclasses.replace(self._description, note=note)
-            self._described = False
+        self._run.set_note(note)
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        """Add tags, or replace their values, as soon as the server takes them."""
+        self._run.set_tags(tags)
 
     def add_artifact(self, path: Path, folder: str = "") -> None:
         """Upload a file, or a folder's contents, as soon as the server takes it."""
-        with self._lock:
-            self._queue.append((path, folder))
+        self._run.add_artifact(path, folder)
 
     def finish(self, status: Status, timeout_s: float = 60.0) -> str | None:
         """End the run within `timeout_s`; None, or one line about what MLflow does not hold yet.
@@ -99,26 +122,31 @@ class MlflowRun:
         FINISHED ships every step; otherwise the steps after the last commit stay out, as the next
         attempt takes them again.
         """
-        self._status = status
+        for child in self._children:
+            if child.status is None:
+                child.close("KILLED")
+        self._run.close(status)
         self._deadline_s = time.monotonic() + timeout_s
         self._wake.set()
         if self._ended.wait(timeout_s):
-            forget_pending(self._description.run_dir)
+            forget_pending(self._run.run_dir)
             return None
-        with self._lock:
-            save_pending(self._description, status, self._queue)
-        records = read_journal(self._description.run_dir)
-        points = {(p.key, p.step) for p in points_of(due(records, status))}
+        children = list(self._children)
+        for child in children:
+            child.owe()
+        self._run.owe([child.run_dir for child in children])
+        lacking, points = (sum(n) for n in zip(*(r.lacking() for r in [self._run, *children]), strict=True))
+        ends = f"the ends of {1 + len(children)} runs" if children else "the run's end"
         return (
             f"MLflow at {self.tracking_uri} is out of reach ({self._last_error or 'no answer'}): "
-            f"{len(points.difference(self._known))} of {len(points)} metric points, and the run's end, are "
-            f"pending in {self._description.run_dir / FOLDER}; type the same with --name "
-            f"{self._description.run_name} again to ship them"
+            f"{lacking} of {points} metric points, and {ends}, are "
+            f"pending in {self._run.run_dir / FOLDER}; type the same with --name "
+            f"{self._run.name} again to ship them"
         )
 
     def _work(self) -> None:
         while not self._ended.is_set():
-            self._sampler.sample()
+            self._run.sample()
             try:
                 self._ship()
                 if self._failures:
@@ -131,20 +159,20 @@ class MlflowRun:
             self._pause()
 
     def _pause(self) -> None:
-        """Wait for the next turn, so long that reading a long journal stays below a twentieth of a core.
+        """Wait for the next turn, so long that reading long journals stays below a twentieth of a core.
 
         While the run is ending, only a moment between two tries.
         """
         if self._ended.is_set():
             return
-        if self._status is not None:
+        if self._run.status is not None:
             time.sleep(0.5 if self._failures else 0.0)
             return
-        pause_s = max(self._ship_every_s * 2 ** min(self._failures, 5), 20 * self._reading_s)
+        reading_s = self._run.reading_s + sum(child.reading_s for child in self._children)
+        pause_s = max(self._ship_every_s * 2 ** min(self._failures, 5), 20 * reading_s)
         self._wake.wait(min(pause_s, LONGEST_PAUSE_S))
 
     def _note_failure(self, error: Exception) -> None:
-        self._shipment = None  # what was under way may have landed: ask before sending anything again
         self._last_error = one_line_of(error)
         if self._failures == 0:
             logger.warning(
@@ -152,62 +180,39 @@ class MlflowRun:
                 self.tracking_uri, self._last_error,
             )  # fmt: skip
         self._failures += 1
-        self._opened.set()
+        self._run.opened.set()
 
     def _ship(self) -> None:
-        """One turn: everything that is due and not there yet; raises whatever MLflow raises."""
-        status = self._status  # read once: what arrives during this turn waits for the next
-        store = self._store = self._store or MlflowStore(self._description.runs_dir)
-        if self.run_id is None:
-            self.run_id, self.experiment_id = store.open_run(self._description)
-        self._describe(store, self.run_id)
-        if self._shipment is None:
-            self._shipment = Shipment(store, self.run_id, self._description.run_dir)
-            self._known = self._shipment.points
-        shipment = self._shipment
-        if self._first_sample_step is None:
-            self._first_sample_step = shipment.next_sample()
-        self._opened.set()
-        began_s = time.thread_time()
-        records = due(read_journal(self._description.run_dir), status)
-        self._reading_s = time.thread_time() - began_s
-        shipment.send_points(points_of(records, shipment.points))
-        shipment.send_points(self._sampler.waiting(self._first_sample_step))
-        self._sampler.clear()
-        shipment.send_pictures(records)
-        shipment.send_tables(records)
-        self._ship_artifacts(store, self.run_id)
-        if status is not None:
-            journal = self._description.run_dir / FOLDER
-            if journal.is_dir():
-                store.send_file(self.run_id, journal, FOLDER)
-            store.end_run(self.run_id, status)
+        """One turn of the run and its children; raises whatever MLflow raised first.
+
+        Where the run itself fails its children wait, since they need it and its server; where a child
+        does, its siblings have their turn all the same.
+        """
+        ending = self._run.status is not None
+        store = self._store = self._store or MlflowStore(self._runs_dir)
+        if not self._run.ended.is_set():
+            _ship_or_doubt(self._run, store)
+        failed: Exception | None = None
+        for child in list(self._children):
+            try:
+                _ship_or_doubt(child, store)
+            except Exception as error:  # noqa: BLE001 - raised below, when the others had their turn
+                failed = failed or error
+            if child.ended.is_set():
+                forget_pending(child.run_dir)
+                self._children.remove(child)
+        if failed is not None:
+            raise failed
+        if ending and not self._children:
             self._ended.set()
 
-    def _describe(self, store: MlflowStore, run_id: str) -> None:
-        with self._lock:
-            description, described = self._description, self._described
-            self._described = True
-        if described:
-            return
-        try:
-            changed = store.describe(run_id, description)
-        except Exception:
-            self._described = False
-            raise
-        for line in changed:
-            logger.info("[event] param %s (MLflow keeps the first value; config.json has the new one)", line)
 
-    def _ship_artifacts(self, store: MlflowStore, run_id: str) -> None:
-        while True:
-            with self._lock:
-                if not self._queue:
-                    return
-                path, folder = self._queue[0]
-            if path.exists():
-                store.send_file(run_id, path, folder)
-            with self._lock:
-                self._queue.pop(0)
+def _ship_or_doubt(run: RunShipper, store: MlflowStore) -> None:
+    try:
+        run.ship(store)
+    except Exception:
+        run.doubt()
+        raise
 
 
 def ship_pending(run_dir: Path, timeout_s: float = 60.0) -> str | None:
@@ -221,6 +226,8 @@ def ship_pending(run_dir: Path, timeout_s: float = 60.0) -> str | None:
     run = MlflowRun.open(pending.description)
     for path, folder in pending.artifacts:
         run.add_artifact(path, folder)
+    for child in pending.children:
+        run.send_owed(child)
     return run.finish(pending.status, timeout_s)
 
 

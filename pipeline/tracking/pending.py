@@ -23,14 +23,22 @@ class Pending:
     description: RunDescription
     status: Status
     artifacts: Sequence[tuple[Path, str]]
+    children: Sequence[Path] = ()
+    """Folders of the runs below it that have a note of their own."""
 
 
-def save_pending(description: RunDescription, status: Status, artifacts: Sequence[tuple[Path, str]]) -> None:
+def save_pending(
+    description: RunDescription,
+    status: Status,
+    artifacts: Sequence[tuple[Path, str]],
+    children: Sequence[Path] = (),
+) -> None:
     """Note what is owed; a disk that refuses costs a warning, as the training itself is safe."""
     content = {
         "description": dataclasses.asdict(description),
         "status": status,
         "artifacts": [[str(path), folder] for path, folder in artifacts],
+        "children": [str(child) for child in children],
     }
     path = description.run_dir / PENDING
     try:
@@ -49,12 +57,15 @@ def load_pending(run_dir: Path) -> Pending | None:
         content = json.loads(path.read_text())
         values = content["description"]
         runs_dir, run_dir = Path(values.pop("runs_dir")), Path(values.pop("run_dir"))
+        parent = values.pop("parent")
         datasets = tuple(
             DatasetInfo(**{**info, "classes": tuple(info["classes"])}) for info in values.pop("datasets")
         )
-        description = RunDescription(runs_dir, run_dir, **values, datasets=datasets)
+        description = RunDescription(
+            runs_dir, run_dir, **values, datasets=datasets, parent=Path(parent) if parent else None
+        )
         artifacts = [(Path(name), folder) for name, folder in content["artifacts"]]
-        return Pending(description, content["status"], artifacts)
+        return Pending(description, content["status"], artifacts, [Path(c) for c in content["children"]])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,11 +18,10 @@ import cv2
 import numpy as np
 
 from pipeline.tracking.confusion_picture import row_shares
+from pipeline.tracking.html_page import DARK, STYLE, fact_boxes, html_page, plain, write_page
 from pipeline.tracking.incidents import COLUMNS, Account, read_account
 from pipeline.tracking.journal import Event, Metrics, Picture, Record, Table, read_journal
-from pipeline.tracking.svg_chart import Points, line_chart, shown
-
-logger = logging.getLogger(__name__)
+from pipeline.tracking.svg_chart import Points, line_chart
 
 REPORT = "report.html"
 CONFUSION, PER_CLASS = "confusion", "iou_per_class"
@@ -34,28 +32,6 @@ TOGETHER = ("train/loss", "accm/gate")
 """Beginnings of the names of curves that share a chart."""
 JPEG_QUALITY = 88
 
-_STYLE = """
-:root{--ink:#1c2430;--soft:#5b6675;--line:#dfe4ea;--paper:#fff;--tint:#f5f7f9;--mark:37,99,235}
-@media(prefers-color-scheme:dark){:root{--ink:#e6eaf0;--soft:#98a3b3;--line:#333d4a;--paper:#151a21;
---tint:#1d242d;--mark:96,150,255}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:1060px;
-margin:0 auto;padding:24px}
-h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:36px 0 12px;border-bottom:1px solid var(--line)}
-.soft,figcaption,.legend{color:var(--soft)}.facts{display:flex;flex-wrap:wrap;gap:10px;margin:18px 0}
-.facts div{background:var(--tint);border-radius:8px;padding:8px 14px}.facts b{display:block;font-size:17px;
-overflow-wrap:anywhere}.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(400px,1fr));gap:18px}
-figure{margin:0}figcaption{font-size:14px;margin-bottom:4px}svg{width:100%}svg text{fill:var(--soft);
-font-size:11px}.grid{stroke:var(--line)}.legend{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:13px}
-.legend i{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:5px}
-table{border-collapse:collapse;font-size:14px}td,th{padding:3px 10px;text-align:left;
-border-bottom:1px solid var(--line)}td.n{text-align:right;font-variant-numeric:tabular-nums}
-.bar{height:9px;border-radius:4px;background:rgba(var(--mark),.75)}.wide{overflow-x:auto}
-.matrix td{text-align:center;padding:4px 6px;border:1px solid var(--paper);min-width:22px;font-size:12px}
-.matrix th{font-weight:400;font-size:12px;border:0}.matrix thead th{writing-mode:vertical-rl;
-transform:rotate(180deg);padding:6px 2px}img{max-width:100%;border-radius:6px;image-rendering:auto}
-.pictures figure{margin-bottom:16px}
-"""
-
 
 def write_report(
     run_dir: Path, title: str, facts: Mapping[str, object], config: Mapping[str, Any]
@@ -64,15 +40,7 @@ def write_report(
 
     Raises nothing for a disk that refuses: one line says so, and the answer is None.
     """
-    path = run_dir / REPORT
-    try:
-        page = _page(run_dir, title, facts, config)
-        part = path.with_suffix(".part")
-        part.write_text(page, encoding="utf-8")
-        return part.replace(path)
-    except OSError as error:
-        logger.warning("[event] cannot write the report %s (%s); the journal has all of it", path, error)
-        return None
+    return write_page(run_dir / REPORT, lambda: _page(run_dir, title, facts, config))
 
 
 def _page(run_dir: Path, title: str, facts: Mapping[str, object], config: Mapping[str, Any]) -> str:
@@ -87,19 +55,7 @@ def _page(run_dir: Path, title: str, facts: Mapping[str, object], config: Mappin
         "What happened": _events([r for r in records if isinstance(r, Event)]),
         "Settings": _settings(config),
     }
-    body = "".join(f"<h2>{escape(name)}</h2>{html}" for name, html in sections.items() if html)
-    boxes = "".join(
-        f'<div><span class="soft">{escape(key.replace("_", " "))}</span><b>{escape(_plain(value))}</b></div>'
-        for key, value in facts.items()
-        if value is not None
-    )
-    written = time.strftime("%Y-%m-%d %H:%M")
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>"
-        f'<div class="soft">written {written}</div><div class="facts">{boxes}</div>{body}</body></html>\n'
-    )
+    return html_page(title, fact_boxes(facts), sections, STYLE + DARK)
 
 
 def _charts(records: Sequence[Record]) -> str:
@@ -126,7 +82,7 @@ def _per_class(table: Table) -> str:
     for name, iou, *rest in rows:
         value = "absent" if iou is None else f"{iou:.3f}"
         bar = "" if iou is None else f'<div class="bar" style="width:{200 * iou:.0f}px"></div>'
-        cells = "".join(f'<td class="n">{escape(_plain(cell))}</td>' for cell in rest)
+        cells = "".join(f'<td class="n">{escape(plain(cell))}</td>' for cell in rest)
         lines.append(f'<tr><td>{escape(str(name))}</td><td class="n">{value}</td><td>{bar}</td>{cells}</tr>')
     class_name, iou_name, *others = (escape(column.replace("_", " ")) for column in table.columns)
     head = "".join(f"<th>{column}</th>" for column in (class_name, iou_name, "", *others))
@@ -174,7 +130,7 @@ def _pictures(run_dir: Path, records: Sequence[Record]) -> str:
 
 def _incidents(account: Account) -> str:
     lines = [
-        "".join(f"<td>{'' if cell is None else escape(_plain(cell))}</td>" for cell in row)
+        "".join(f"<td>{'' if cell is None else escape(plain(cell))}</td>" for cell in row)
         for row in account.rows()
     ]
     head = "".join(f"<th>{column.replace('_', ' ')}</th>" for column in COLUMNS)
@@ -185,7 +141,7 @@ def _incidents(account: Account) -> str:
 def _events(events: Sequence[Event]) -> str:
     lines = []
     for event in sorted(events, key=lambda e: e.time_s):
-        details = ", ".join(f"{key} {_plain(value)}" for key, value in event.fields.items())
+        details = ", ".join(f"{key} {plain(value)}" for key, value in event.fields.items())
         clock = time.strftime("%H:%M:%S", time.localtime(event.time_s))
         lines.append(
             f'<tr><td>{clock}</td><td class="n">{event.step}</td><td>{escape(event.name)}</td>'
@@ -200,9 +156,3 @@ def _settings(config: Mapping[str, Any]) -> str:
     return (
         f"<details><summary>The whole resolved config</summary><pre>{text}</pre></details>" if config else ""
     )
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, float):
-        return shown(value)
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

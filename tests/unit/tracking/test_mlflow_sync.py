@@ -14,7 +14,7 @@ from pipeline.settings import flatten, to_dict
 from pipeline.tracking.dataset_source import DatasetInfo
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.mlflow_store import MlflowStore, RunDescription
-from pipeline.tracking.mlflow_sync import MlflowRun
+from pipeline.tracking.mlflow_sync import MlflowRun, ship_pending
 
 MANIFEST = "3f9c" * 16
 
@@ -220,6 +220,44 @@ def test_a_system_sample_whose_answer_was_lost_arrives_once(
         assert len({m.timestamp for m in found}) == len(found) >= jobs
         assert [m.step for m in found] == list(range(len(found))), "a later job goes on counting"
     assert lost
+
+
+def test_a_child_that_cannot_be_sent_keeps_none_of_its_siblings_waiting(
+    runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_any = MlflowStore.open_run
+
+    def refuse_one(self, description):
+        if description.run_name == "first":
+            raise ConnectionError("not this one")
+        return open_any(self, description)
+
+    monkeypatch.setattr(MlflowStore, "open_run", refuse_one)
+    parent = open_run(describe(runs_dir, "family"))
+    children = []
+    for name in ("first", "second", "third"):
+        journal = Journal(runs_dir / "family" / name, "a")
+        journal.metrics(1, {"loss": 1.0})
+        journal.close()
+        below = RunDescription(**{**vars(describe(runs_dir, name)), "run_dir": runs_dir / "family" / name})
+        children.append(parent.child(below))
+        assert (runs_dir / "family" / name / "mlflow-pending.json").exists(), "noted before anything is sent"
+        children[-1].close("FINISHED")
+    until(lambda: all(child.ended.is_set() for child in children[1:]))
+    pending = parent.finish("FINISHED", 1)
+    assert pending is not None
+    assert "1 of " in pending
+    left = [path.parent.name for path in (runs_dir / "family").rglob("mlflow-pending.json")]
+    assert sorted(left) == ["family", "first"]
+
+    monkeypatch.setattr(MlflowStore, "open_run", open_any)
+    assert ship_pending(runs_dir / "family", 60) is None
+    client = MlflowClient(parent.tracking_uri)
+    query = f"tags.`mlflow.parentRunId` = '{parent.run_id}'"
+    runs = client.search_runs([parent.experiment_id], query)
+    assert sorted(run.info.run_name for run in runs) == ["first", "second", "third"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert not list((runs_dir / "family").rglob("mlflow-pending.json"))
 
 
 def test_a_broken_store_neither_raises_nor_blocks_and_says_what_is_pending(

@@ -1,5 +1,6 @@
 """What a job still owes MLflow survives on disk, without secrets; a damaged note harms nothing."""
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -23,10 +24,12 @@ def describe(folder: Path) -> RunDescription:
 
 
 def test_what_is_owed_comes_back_as_it_was(tmp_path: Path) -> None:
-    save_pending(describe(tmp_path), "FINISHED", [(tmp_path / "report.html", "")])
+    description = dataclasses.replace(describe(tmp_path), parent=tmp_path / "search")
+    save_pending(description, "FINISHED", [(tmp_path / "report.html", "")], [tmp_path / "x" / "000"])
     pending = load_pending(tmp_path / "x")
     assert pending is not None
-    assert pending.description == describe(tmp_path)
+    assert pending.description == description
+    assert pending.children == [tmp_path / "x" / "000"]
     assert pending.status == "FINISHED"
     assert pending.artifacts == [(tmp_path / "report.html", "")]
     forget_pending(tmp_path / "x")
