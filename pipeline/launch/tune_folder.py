@@ -24,6 +24,8 @@ from pipeline.search.rungs import Decision, reason, rungs
 from pipeline.tracking.journal import START, Event, Metrics, Record, read_attempts, read_journal
 
 PLAN = "search.json"
+OUTCOME = "outcome.json"
+"""What the RESULT had of a search that came to its end."""
 ORDER = "trial.json"
 DECISIONS = "decisions.json"
 ENDED = "ended.json"
@@ -93,6 +95,10 @@ class TuneFolder:
         """Whether the scheduler stopped a trial."""
         decisions = self.decisions(number)
         return bool(decisions) and not decisions[-1].passes
+
+    def outcome(self) -> dict[str, Any] | None:
+        """What the RESULT had when so many trials were at their end; None where they never were."""
+        return _read(self.path / OUTCOME)
 
     def _all(self, name: str) -> Iterator[dict[str, Any]]:
         number = 0

@@ -18,7 +18,8 @@ from pipeline.launch.tune_checks import CheckedSearch, check_search, refuse_othe
 from pipeline.launch.tune_folder import TrialReader, TuneFolder
 from pipeline.launch.tune_request import TuneRequest, at_full_budget, read_tune_request
 from pipeline.launch.workers import plan_workers
-from pipeline.search.agenda import best_trial, is_complete, mean_of_seeds
+from pipeline.search.agenda import is_complete
+from pipeline.search.leaderboard import gain, winner
 from pipeline.search.plan import SearchPlan
 from pipeline.search.records import Settings, Trial
 from pipeline.search.table import setting_words
@@ -41,10 +42,9 @@ def tune(result: Result, argv: Sequence[str]) -> None:
     _search(request, checked, result)
     if request.flags.preflight_only:
         return
-    folder = TuneFolder(request.search_dir)
-    settings = _tell_best(checked.plan, folder, result)
+    settings = _tell_best(request, checked.plan, result)
     if request.flags.then_train:
-        _train_best(request, folder, settings, result)
+        _train_best(request, settings, result)
 
 
 def _search(request: TuneRequest, checked: CheckedSearch, result: Result) -> None:
@@ -54,7 +54,7 @@ def _search(request: TuneRequest, checked: CheckedSearch, result: Result) -> Non
     with lease(folder.path), StopSignals() as signals:
         refuse_other_search(folder, checked)
         if is_complete(checked.plan, checked.config, reader.trials()):
-            logger.info("[done]  search=%s is finished already, with this space: nothing to do", request.name)
+            _settle(request, checked, result)
             return
         room_here = local_room()
         if room_here is not None:  # a head takes many seconds to start
@@ -71,38 +71,57 @@ def _search(request: TuneRequest, checked: CheckedSearch, result: Result) -> Non
                 result |= _counts(reader.trials())
 
 
+def _settle(request: TuneRequest, checked: CheckedSearch, result: Result) -> None:
+    """A search whose trials are all over: nothing to train, but MLflow may still lack what it gave."""
+    # MLflow takes seconds to import.
+    from pipeline.launch.tune_progress import followed  # noqa: PLC0415
+    from pipeline.tracking.mlflow_sync import ship_pending  # noqa: PLC0415
+
+    logger.info("[done]  search=%s is finished already, with this space: nothing to do", request.name)
+    outcome = TuneFolder(request.search_dir).outcome()
+    if outcome is None:  # its driver was killed between the last trial and its own end
+        with followed(request, checked, result):
+            return
+    result |= {name: outcome[name] for name in ("parent_run_id", "tracking_uri", "report")}
+    pending = ship_pending(request.search_dir, checked.config.tracking.wait_s)
+    if pending:
+        logger.info("[event] %s", pending)
+
+
 def _counts(trials: Sequence[Trial]) -> dict[str, int]:
     """How many trials there are, and what became of them, as the RESULT has it."""
     ended = {state: sum(trial.state == state for trial in trials) for state in ("stopped", "failed")}
     return {"trials": len(trials)} | ended
 
 
-def _tell_best(plan: SearchPlan, folder: TuneFolder, result: Result) -> Settings:
+def _tell_best(request: TuneRequest, plan: SearchPlan, result: Result) -> Settings:
     """The best settings, said and put into the RESULT; raises PipelineError where none was trained whole."""
-    trials = TrialReader(folder, plan).trials()
-    result |= _counts(trials)
-    found = best_trial(plan, trials)
-    if found is None:
+    folder = TuneFolder(request.search_dir)
+    record = TrialReader(folder, plan).record(request.name, {})
+    result |= _counts(record.trials)
+    best = winner(record)
+    if best is None or best.score is None:
         raise PipelineError(
-            f"no trial of {folder.path.name} was trained to its end; their logs are in "
-            f"{folder.trials_dir}/*/log"
+            f"no trial of {request.name} was trained to its end; their logs are in {folder.trials_dir}/*/log"
         )
-    best, score = found
-    defaults = mean_of_seeds(plan, trials[0], trials) * plan.sign if trials[0].points else None
-    result |= {"best": dict(best.settings), "best_trial": best.number, "best_miou": score}
-    result["defaults_miou"] = defaults
-    seeds = f", mean of {1 + plan.repeat} seeds" if plan.repeat else ""
-    against = "" if defaults is None else f", the defaults {defaults:.3f}"
-    logger.info("[done]  best mIoU %.3f%s%s: trial %03d, %s", score, seeds, against, best.number, best.name)
-    words = setting_words(best.settings, plan.defaults)
+    settings, better = best.trial.settings, gain(record, best)
+    result |= {"best": dict(settings), "best_trial": best.trial.number, "best_miou": best.score}
+    result["defaults_miou"] = None if better is None else best.score - better * plan.sign
+    logger.info(
+        "[done]  best mIoU %.3f%s%s: trial %03d, %s  report=%s",
+        best.score, f", mean of {best.seeds} seeds" if best.seeds > 1 else "",
+        "" if better is None else f", {better:+.3f} over the defaults",
+        best.trial.number, best.trial.name, result["report"],
+    )  # fmt: skip
+    words = setting_words(settings, plan.defaults)
     if words:
         logger.info("[next]  %s", words)
-    return best.settings
+    return settings
 
 
-def _train_best(request: TuneRequest, folder: TuneFolder, settings: Settings, result: Result) -> None:
+def _train_best(request: TuneRequest, settings: Settings, result: Result) -> None:
     """Train the best settings from scratch with all of the data, as the train job does, and register."""
-    path = folder.path / "best.json"
+    path = request.search_dir / "best.json"
     write_json(path, identity(at_full_budget(request, settings), {}))
     name = f"{request.name}-best"
     words = ["--shards", request.shards, "--config", str(path), "--name", name]

@@ -9,10 +9,9 @@ from pipeline.launch.job import Result
 from pipeline.launch.ray_cluster import check_shared
 from pipeline.launch.room import ranks_now
 from pipeline.launch.stop_signals import StopSignals
-from pipeline.launch.train_job import git_commit
 from pipeline.launch.tune_checks import CheckedSearch, trials_at_once, write_plan
 from pipeline.launch.tune_folder import TuneFolder
-from pipeline.launch.tune_progress import Progress
+from pipeline.launch.tune_progress import followed
 from pipeline.launch.tune_request import TuneRequest
 from pipeline.launch.tune_search import Search, run_search
 from pipeline.launch.workers import Workers
@@ -44,10 +43,6 @@ def run_trials(
         folder, plan, checked.config, request.shards, checked.manifest_id, workers, concurrent,
         job=secrets.token_hex(3),
     )  # fmt: skip
-    recipe = request.flags.config or request.flags.recipe or "laptop"
-    facts = {"recipe": recipe, "shards": request.shards, "git_commit": git_commit()}
-    progress = Progress(request.name, plan, folder, concurrent, facts)
-    try:
+    with followed(request, checked, result) as progress:
+        progress.concurrent = concurrent
         run_search(search, signals.stop_wanted, progress.look)
-    finally:
-        progress.finish()

@@ -215,6 +215,8 @@ def run_search(search: Search, stop_wanted: Callable[[], bool], look: Callable[[
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # It looks for the files that there are none of, and says so for each trial.
+    logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)
     conductor = Conductor(search)
     tune_dir = search.folder.path / "log" / "tune"
     shutil.rmtree(tune_dir, ignore_errors=True)  # of a driver that was killed

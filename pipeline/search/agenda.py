@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
@@ -79,26 +78,6 @@ def finalists(plan: SearchPlan, trials: Sequence[Trial]) -> list[Trial]:
 def _whole(trials: Sequence[Trial]) -> list[Trial]:
     """The trials of the search that were trained to the end of their budget."""
     return [trial for trial in trials if trial.repeats is None and trial.state == "done" and trial.points]
-
-
-def best_trial(plan: SearchPlan, trials: Sequence[Trial]) -> tuple[Trial, float] | None:
-    """The trial whose settings are the best, and its score; None where none was trained to its end.
-
-    With repeats it is one of the finalists, and the score its mean over all its seeds: of many trials the
-    one that looks best owes some of that to its seed.
-    """
-    candidates = finalists(plan, trials) or _whole(trials)
-    scored = [(trial, mean_of_seeds(plan, trial, trials)) for trial in candidates]
-    if not scored:
-        return None
-    trial, score = max(scored, key=lambda found: (found[1], -found[0].number))
-    return trial, score * plan.sign
-
-
-def mean_of_seeds(plan: SearchPlan, trial: Trial, trials: Sequence[Trial]) -> float:
-    """The mean last score of a trial and of those that repeat it, such that more is better."""
-    again = [other for other in trials if other.repeats == trial.number and other.state == "done"]
-    return mean(_last(plan, seeded) for seeded in (trial, *again) if seeded.points)
 
 
 def _last(plan: SearchPlan, trial: Trial) -> float:

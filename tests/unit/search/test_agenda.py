@@ -7,9 +7,10 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.recipes import laptop
-from pipeline.search.agenda import best_trial, finalists, is_complete, next_order, num_planned
+from pipeline.search.agenda import finalists, is_complete, next_order, num_planned
+from pipeline.search.leaderboard import winner
 from pipeline.search.plan import SearchPlan, plan_differences, plan_from_json, plan_to_json
-from pipeline.search.records import Point, Trial
+from pipeline.search.records import Point, SearchRecord, Trial
 from pipeline.search.space import defaults_of, read_space
 from pipeline.search.tpe import propose_tpe
 
@@ -68,7 +69,7 @@ def test_tpe_gathers_where_scores_are_good():
     trials = run(asked, good_at_tau_20)
     late = [trial.settings[TAU] for trial in trials[-12:]]
     assert sum(14 < tau < 28 for tau in late) >= 9, late
-    assert best_trial(asked, trials)[0].settings[TAU] == pytest.approx(20, abs=1.5)
+    assert max(trials, key=lambda trial: trial.points[-1].score).settings[TAU] == pytest.approx(20, abs=1.5)
 
 
 def test_tpe_hears_of_stopped_running_and_failed_trials():
@@ -107,16 +108,15 @@ def test_the_best_and_the_defaults_are_trained_again_with_fresh_seeds_and_the_me
         (3, 5), (3, 6), (1, 5), (1, 6), (0, 5), (0, 6),
     ]  # fmt: skip
     assert len(trials) == num_planned(asked)
-    best, mean = best_trial(asked, trials)
-    assert (best.number, mean) == (1, pytest.approx(0.7))
+    best = winner(SearchRecord("s", asked.metric, asked.mode, asked.space, asked.defaults, tuple(trials)))
+    assert (best.trial.number, best.score, best.seeds) == (1, pytest.approx(0.7), 3)
 
 
-def test_only_trials_that_were_trained_to_their_end_can_win():
-    asked = plan(num_trials=2)
-    trials = run(asked, good_at_tau_20)
-    trials = [trials[0], dataclasses.replace(trials[1], state="stopped", points=(Point(1, 2.0),))]
-    assert best_trial(asked, trials)[0].number == 0
-    assert best_trial(asked, [dataclasses.replace(t, state="failed", points=()) for t in trials]) is None
+def test_only_trials_that_were_trained_to_their_end_are_repeated():
+    asked = plan(num_trials=3, repeat=1)
+    trials = run(dataclasses.replace(asked, repeat=0), good_at_tau_20)
+    trials[1] = dataclasses.replace(trials[1], state="stopped", points=(Point(1, 2.0),))
+    assert {trial.number for trial in finalists(asked, trials)} == {0, 2}
 
 
 def test_a_plan_is_the_same_after_json_and_another_one_is_told_by_what_differs():
