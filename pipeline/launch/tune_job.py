@@ -13,7 +13,7 @@ from pipeline.launch.job import Result
 from pipeline.launch.ray_cluster import connected, local_room
 from pipeline.launch.run_folder import identity, lease, write_json
 from pipeline.launch.stop_signals import StopSignals
-from pipeline.launch.train_job import WORKER_SETUP, train
+from pipeline.launch.train_job import train
 from pipeline.launch.tune_checks import CheckedSearch, check_search, refuse_other_search
 from pipeline.launch.tune_folder import TrialReader, TuneFolder
 from pipeline.launch.tune_request import TuneRequest, at_full_budget, read_tune_request
@@ -31,6 +31,9 @@ FIELDS = (
     "tracking_uri", "report", "concurrent", "held_out", "shards", "trained_run", "trained_miou", "model_uri",
 )  # fmt: skip
 """The tune job's own keys of its RESULT line."""
+
+TRIAL_SETUP = "pipeline.launch.warm_up.load_at_once"
+"""What every worker process of the job runs first."""
 
 
 def tune(result: Result, argv: Sequence[str]) -> None:
@@ -59,7 +62,7 @@ def _search(request: TuneRequest, checked: CheckedSearch, result: Result) -> Non
         room_here = local_room()
         if room_here is not None:  # a head takes many seconds to start
             plan_workers(request.workers, checked.config, room_here)
-        with connected(WORKER_SETUP) as room:
+        with connected(TRIAL_SETUP) as room:
             signals.listen()
             workers = plan_workers(request.workers, checked.config, room)
             # Ray's Tune takes seconds to import, and reads an environment that is set by now.

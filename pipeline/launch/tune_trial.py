@@ -130,7 +130,8 @@ def _trained(task: TrialTask, stop: TrialStop) -> Ended | None:
     workers = task.workers
     launch = Launch(task.config, task.shards, task.run_dir, workers, WorldRange(workers.num, workers.num))
     try:
-        fit = train_on_ray(launch, stop).fit
+        # At once: what this trial leaves in reserve is what the next one begins with.
+        fit = train_on_ray(launch, stop, calm_s=0.0).fit
     except (Preempted, WorldStateError):
         raise  # not the doing of its settings: full disks, no room, a newer attempt
     except PipelineError as error:

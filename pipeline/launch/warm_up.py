@@ -27,6 +27,15 @@ def load_everything() -> None:
         executor.submit(_load, lowest=ranks_at_work()).result()
 
 
+def load_at_once() -> None:
+    """The same for the processes of a search, where the ranks of another trial are nearly always at work.
+
+    One that a trial waits for would get next to nothing beside them, and one in reserve will be the next
+    trial's: no load is in vain, so it may as well be done now.
+    """
+    _load(lowest=False)
+
+
 def ranks_at_work() -> bool:
     """Whether Ray's agent of this node has a process of a rank."""
     with suppress(psutil.Error):
