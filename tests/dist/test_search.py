@@ -17,6 +17,8 @@ from pipeline.tracking.journal import Event, Metrics, read_attempts, read_journa
 
 pytestmark = pytest.mark.cluster
 EVERY = 5
+TRIAL_DRIVER = "ResourceTrainable"
+"""What Ray titles the process of a trial's driver."""
 SPACE = ["--search.model.head.lambda_coarse", "off", "--search.optim.lr", "log:0.00001:0.01"]
 
 
@@ -76,7 +78,7 @@ def test_trials_of_which_many_are_stopped_run_on_two_cpus_and_leave_nothing(
         if ended.state == "stopped":
             assert decisions[-1].step <= ended.step < decisions[-1].step + 2 * EVERY
             assert f"[trial] {number:03d} stopped at step {ended.step}/40" in search.text
-    wait_until(lambda: not titled(ray_head, "RayTrainWorker", "TrainController", "TrialActor"))
+    wait_until(lambda: not titled(ray_head, "RayTrainWorker", "TrainController", TRIAL_DRIVER))
 
     again = start_job(*words("s", 8, 40), job="tune")
     repeated = again.result()
@@ -111,7 +113,7 @@ def test_a_search_whose_processes_are_killed_one_after_the_other_trains_each_tri
 
     second = start_job(*typed, job="tune")
     second.wait_until(lambda: committed(0) >= 5 or committed(1) >= 5, 200)
-    actors = titled(ray_head, "TrialActor")
+    actors = titled(ray_head, TRIAL_DRIVER)
     assert len(actors) == 2
     actors[0].kill()
     second.wait_until(lambda: committed(0) >= 8 and committed(1) >= 8, 200)
