@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import StoreConfig
+from pipeline.data.packing.pack import pack_cityscapes
 from pipeline.data.shard_table import ShardEntry
 from pipeline.data.staging import Staged
 from pipeline.launch import staging
@@ -28,8 +29,8 @@ def test_a_shard_of_training_and_of_evaluation_is_brought_and_counted_once(
     assert asked == sorted(str(path.relative_to(shards)) for path in shards.glob("val/*.tar"))
 
 
-def test_held_out_drives_are_brought_with_training_and_val_is_not(
-    shards: Path, monkeypatch: pytest.MonkeyPatch
+def test_of_evaluation_only_the_shards_with_held_out_drives_are_brought(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
 
@@ -38,6 +39,8 @@ def test_held_out_drives_are_brought_with_training_and_val_is_not(
         return Staged()
 
     monkeypatch.setattr(staging, "stage_shards", stage)
-    config = with_settings(recipe("laptop"), {"data.held_out": "train_000001"})
-    staging._stage(to_dict(config), str(shards), 0, 2)
-    assert asked == ["train/train-000000.tar"]
+    monkeypatch.setattr(staging, "first_shards", lambda training, *rest: training.shards[:1])
+    pack_cityscapes(str(shards.parent / "tree"), str(tmp_path / "single"), samples_per_shard=1)
+    config = with_settings(recipe("laptop"), {"data.held_out": "train_000000,train_000002"})
+    staging._stage(to_dict(config), str(tmp_path / "single"), 0, 2)
+    assert asked == [f"train/train-00000{number}.tar" for number in (1, 0, 2)]
