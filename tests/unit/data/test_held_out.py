@@ -109,7 +109,7 @@ def test_the_order_is_that_of_shards_from_which_the_drives_were_taken_out(packed
 LEGS = st.lists(st.tuples(st.sampled_from([1, 2, 3, 6]), st.integers(1, 3)), min_size=1, max_size=4)
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @example(start=4, workers=2, legs=[(2, 2), (1, 1)])
 @given(start=st.integers(0, 20), workers=st.just(0), legs=LEGS)
 def test_what_is_trained_on_comes_once_an_epoch_whatever_the_chain_of_resumes(across, start, workers, legs):
