@@ -11,15 +11,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 from pipeline.config import require
 from pipeline.errors import ConfigError, DatasetError, nearest
 
 FEWEST = 2
 """Pictures that a drive has on average, at least."""
-NEAR = Fraction(1, 10)
-"""How far from the share asked for the search for drives may end, relative to that."""
+NEAR = 0.1
+"""How far from the share asked for the held-out one may be where a nearer choice would take a search."""
 SHOWN = 20
 """Most drives that a message lists."""
 
@@ -60,26 +59,30 @@ def drives_of(keys: Iterable[str]) -> dict[str, list[str]]:
 def propose_held_out(keys: Iterable[str], share: float, seed: int) -> tuple[str, ...]:
     """Whole drives, sorted, with nearly that share of all samples: what `data.held_out` may be, comma-joined.
 
-    At least one drive, and at most half of the samples: where all drives are large, the smallest one. The
-    seed decides between those that are as near. A function of the arguments alone, not of the keys' order.
-    Raises ConfigError for a share outside (0, 0.5], DatasetError where there are fewer than two drives:
-    parts of one drive, even with a gap between them, show the same streets, and a score on them chooses
-    what remembers best.
+    At least one drive, and at most half of the samples; within a tenth of the share, or as near to it as any
+    choice is. The seed decides between the choices that are. A function of the arguments alone, and not of
+    the keys' order. Raises ConfigError for a share outside (0, 0.5], DatasetError where there are fewer than
+    two drives: parts of one drive, even with a gap between them, show the same streets, and a score on them
+    chooses what remembers best.
     """
     require(0.0 < share <= 0.5, f"the share of samples to hold out is above 0, at most 0.5, got {share}")
-    sizes = {drive: len(keys) for drive, keys in drives_of(keys).items()}
-    wanted = Fraction(share) * sum(sizes.values())
+    sizes = {drive: len(of_drive) for drive, of_drive in drives_of(keys).items()}
+    num_samples = sum(sizes.values())
+    wanted, below_half = share * num_samples, (1 << num_samples // 2 + 1) - 1
     order = sorted(sizes, key=lambda drive: hashlib.sha256(f"{seed} {drive}".encode()).digest())
-    nearest_yet: list[str] = []
-    missing = wanted
-    for start in range(len(order)):
-        chosen = _filled_up([*order[start:], *order[:start]], sizes, wanted)
-        off = abs(wanted - sum(sizes[drive] for drive in chosen))
-        if chosen and off < missing:
-            nearest_yet, missing = chosen, off
-        if missing <= NEAR * wanted:
+    totals = [1]  # after each drive: bit n is set where some choice of the drives so far has n samples
+    total = 0
+    for drive in order:
+        totals.append(totals[-1] | totals[-1] << sizes[drive] & below_half)
+        total = _nearest_total(totals[-1], wanted)
+        if total and abs(total - wanted) <= NEAR * wanted:
             break
-    return tuple(sorted(nearest_yet or [min(order, key=sizes.__getitem__)]))
+    chosen = []
+    for before, drive in reversed(list(zip(totals[:-1], order, strict=False))):
+        if not before >> total & 1:  # there was no such choice without it
+            chosen.append(drive)
+            total -= sizes[drive]
+    return tuple(sorted(chosen))
 
 
 def refuse_wrong_drives(unknown: Sequence[str], num_left: int, split: str, keys: Sequence[str]) -> None:
@@ -111,15 +114,13 @@ def _told_apart(keys: Sequence[str]) -> dict[str, list[str]]:
     return dict(sorted(found.items()))
 
 
-def _filled_up(order: Sequence[str], sizes: Mapping[str, int], wanted: Fraction) -> list[str]:
-    """The drives that, in that order, each bring the number of samples nearer to what is wanted."""
-    chosen: list[str] = []
-    total = 0
-    for drive in order:
-        if abs(wanted - total - sizes[drive]) < abs(wanted - total):
-            chosen.append(drive)
-            total += sizes[drive]
-    return chosen
+def _nearest_total(totals: int, wanted: float) -> int:
+    """The number above 0 of the set bit nearest to what is wanted, of two the smaller; 0 without one."""
+    split = int(wanted) + 1
+    below = (totals & (1 << split) - 1).bit_length() - 1
+    rest = totals >> split
+    above = split + (rest & -rest).bit_length() - 1 if rest else 0
+    return min((number for number in (below, above) if number), key=lambda n: abs(n - wanted), default=0)
 
 
 def _listed(drives: Mapping[str, Sequence[str]], keys: Sequence[str]) -> str:

@@ -140,7 +140,7 @@ class TrainLoader:
             "split": self._dataset.split.name,
             "plan": self._plan.constants(),
             "augment": crops.constants(self._config),
-        } | ({"part": str(part)} if part else {})
+        } | ({"held_out": ",".join(part.drives)} if part else {})
 
     @staticmethod
     def refuse_other_order(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:

@@ -79,10 +79,10 @@ class _Metadata(MetaDataset):
 
 def _digest(info: DatasetInfo) -> str:
     """What pins the samples: MLflow takes data sets of one name and digest for the same one."""
-    whole = info.manifest_id
-    return (hashlib.sha256(f"{whole} {info.part}".encode()).hexdigest() if info.part else whole)[
-        :DIGEST_LENGTH
-    ]
+    digest = info.manifest_id
+    if info.part:
+        digest = hashlib.sha256(f"{digest} {info.part}".encode()).hexdigest()
+    return digest[:DIGEST_LENGTH]
 
 
 def dataset_input(info: DatasetInfo) -> DatasetInput:
