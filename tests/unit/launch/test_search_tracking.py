@@ -175,6 +175,25 @@ def silent() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+def test_trials_that_no_mlflow_was_told_of_are_sent_and_those_of_another_server_again(
+    runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = small(3)
+    write_journals(runs_dir / "untold", record)
+    for uri in (f"sqlite:///{runs_dir}/mlflow.db", f"sqlite:///{tmp_path}/mlflow.db"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        monkeypatch.chdir(tmp_path)  # another database puts its artifacts into the current folder
+        shown = tracking(runs_dir, "untold", record, "a")
+        shown.update(record)
+        assert shown.finish(record, "FINISHED", 60) is None
+        ids = {shown.run_id_of(trial.number) for trial in record.trials}
+        client = MlflowClient(uri)
+        query = f"tags.`mlflow.parentRunId` = '{shown.run.run_id}'"
+        found = client.search_runs([shown.run.experiment_id], query)
+        assert {run.info.run_id for run in found} == ids
+        assert len(ids) == 3
+
+
 @pytest.mark.parametrize("kind", ["refused", "silent"])
 def test_a_dead_server_neither_ends_nor_delays_a_search_and_all_is_there_when_it_is_back(
     runs_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, silent: str, kind: str
