@@ -36,6 +36,12 @@ def refuse_idle_settings(config: Config, typed: Iterable[str]) -> None:
             raise ConfigError(f"{reason}: leave out --{', --'.join(idle)}, or {rule.remedy}")
 
 
+def idle_among(config: Config, names: Iterable[str]) -> frozenset[str]:
+    """Those of the settings that this config would ignore."""
+    candidates = frozenset(names)
+    return frozenset[str]().union(*(rule.settings & candidates for rule in RULES if rule.holds(config)))
+
+
 def _of(section: str, *names: str) -> frozenset[str]:
     return frozenset(f"{section}.{name}" for name in names)
 
@@ -117,6 +123,10 @@ RULES = (
         lambda config: bool(config.data.unindexed_train),
         _of("data", "streams", "block", "decoded_cache", "worker_timeout_s"),
         "unindexed shards are streamed as they lie", "index the shards with python jobs/shards.py index",
+    ),
+    Rule(
+        lambda config: bool(config.data.held_out), _of("data", "val_split"),
+        "the drives of data.held_out are evaluated", "take no --data.held_out",
     ),
     Rule(
         lambda config: config.train.determinism != "elastic", _of("train", "virtual_shards"),

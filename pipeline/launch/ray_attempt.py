@@ -33,7 +33,7 @@ from pipeline.launch.remote_run import RemoteRun, shipped_to
 from pipeline.launch.run_context import JournaledContext, clear_errors, log_file, log_to_file, request_stop
 from pipeline.launch.spares import Spares
 from pipeline.launch.stall import Stall
-from pipeline.launch.stop_signals import StopSignals
+from pipeline.launch.stop_signals import StopWish
 from pipeline.launch.workers import Workers
 from pipeline.launch.world_size import WorldRange, at_world_size
 from pipeline.settings import from_dict, to_dict, with_settings
@@ -60,7 +60,7 @@ class Launch:
 
 
 def run_attempt(
-    launch: Launch, attempt: str, signals: StopSignals, spares: Spares | None, begun: Callable[[], None]
+    launch: Launch, attempt: str, signals: StopWish, spares: Spares | None, begun: Callable[[], None]
 ) -> dict[str, Any]:
     """The FitResult of one worker group, its log lines shown as they come, `begun` called at the first.
 

@@ -31,7 +31,7 @@ from pipeline.launch.ray_attempt import Launch, run_attempt
 from pipeline.launch.room import wait_for_room
 from pipeline.launch.spares import Spares
 from pipeline.launch.staging import stage_on_nodes
-from pipeline.launch.stop_signals import StopSignals
+from pipeline.launch.stop_signals import StopWish
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Trained:
     restarts: int
 
 
-def train_on_ray(launch: Launch, signals: StopSignals) -> Trained:
+def train_on_ray(launch: Launch, signals: StopWish) -> Trained:
     """Trains to the end, or to a stop that was asked for, over as many attempts as the config allows.
 
     Raises the PipelineError of a worker as it was raised there, and whatever Ray says of a failure
@@ -79,7 +79,7 @@ def train_on_ray(launch: Launch, signals: StopSignals) -> Trained:
     raise AssertionError("the last attempt returns or raises")
 
 
-def in_room(launch: Launch, signals: StopSignals) -> Launch:
+def in_room(launch: Launch, signals: StopWish) -> Launch:
     """The launch with as many workers as there is room for now, and with their share of each batch."""
     size = wait_for_room(launch.config, launch.world, launch.workers, signals.stop_wanted)
     if size != launch.workers.num:

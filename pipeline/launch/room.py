@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node, state
-from ray._raylet import PlacementGroupID
+from ray._raylet import ActorID, PlacementGroupID
 from ray.core.generated import gcs_pb2
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
@@ -61,18 +61,14 @@ def give_back_of_dead_controllers() -> None:
     """Free what placement groups of this job hold whose maker is dead; Ray would keep them to the job's end.
 
     A controller of Ray Train that dies before a rank of its gave a sign of life leaves one that nobody
-    else knows of.
+    else knows of. Those that the driver made, as Ray Tune does, have no actor for a maker and stay.
     """
     job = bytes.fromhex(ray.get_runtime_context().get_job_id())
     for content in state._connect_and_get_accessor().get_placement_group_table():
         group = _TABLE.PlacementGroupTableData.FromString(content)
         removed = group.state == _TABLE.PlacementGroupTableData.REMOVED
-        if (
-            group.creator_job_id == job
-            and group.creator_actor_dead
-            and group.creator_actor_id
-            and not removed
-        ):
+        by_actor = bool(group.creator_actor_id) and not ActorID(group.creator_actor_id).is_nil()
+        if group.creator_job_id == job and by_actor and group.creator_actor_dead and not removed:
             remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 

@@ -17,11 +17,11 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import Config
-from pipeline.data.dataset import ShardDataset
+from pipeline.data.dataset import open_splits
 from pipeline.data.staging import Staged, first_shards, stage_shards
 from pipeline.data.store.address import is_address
 from pipeline.errors import PipelineError
-from pipeline.launch.stop_signals import StopSignals
+from pipeline.launch.stop_signals import StopWish
 from pipeline.launch.workers import Workers
 from pipeline.settings import from_dict, to_dict
 from pipeline.tracking.journal import committed_step, read_journal
@@ -29,9 +29,7 @@ from pipeline.tracking.journal import committed_step, read_journal
 logger = logging.getLogger(__name__)
 
 
-def stage_on_nodes(
-    config: Config, shards: str, run_dir: Path, workers: Workers, signals: StopSignals
-) -> None:
+def stage_on_nodes(config: Config, shards: str, run_dir: Path, workers: Workers, signals: StopWish) -> None:
     """Bring the first shards to each node that may get workers; raises what the store says of them.
 
     Nothing for a folder. Returns early where a stop is asked for.
@@ -82,8 +80,7 @@ def _stage(
     config = from_dict(settings)
     host = socket.gethostname()
     try:
-        training = ShardDataset.open(root, config.data.listed_split, config.data.store)
-        validation = ShardDataset.open(root, config.data.val_split, config.data.store)
+        training, validation = open_splits(root, config.data)
         shards = first_shards(
             training,
             config.data,
@@ -92,7 +89,7 @@ def _stage(
             range(position, position + config.data.store.lookahead * num_workers),
         )
         # Each once: with unindexed shards, or one split for both, what is evaluated stands for training too.
-        needed = list(dict.fromkeys([*shards, *validation.split.shards]))
+        needed = list(dict.fromkeys([*shards, *validation.shards]))
         return host, stage_shards(root, needed, config.data.store)
     except PipelineError as error:
         return host, error

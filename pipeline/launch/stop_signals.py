@@ -5,8 +5,17 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType, TracebackType
+from typing import Protocol
 
 HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class StopWish(Protocol):
+    """Whoever knows whether what is running shall stop: signals, or a search of which it is a part."""
+
+    def stop_wanted(self) -> bool:
+        """True once a stop was asked for."""
+        ...
 
 
 class StopSignals:

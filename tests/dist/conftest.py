@@ -132,11 +132,11 @@ class Job:
 def start_job(
     ray_environment: dict[str, str], city_shards: Path, tmp_path: Path
 ) -> Iterator[Callable[..., Job]]:
-    """Starts train jobs on the shared head, with the tiny settings and the runs folder of the test."""
+    """Starts jobs on the shared head, with the tiny settings and the runs folder of the test."""
     started: list[Job] = []
 
-    def start(*words: str, shards: Path = city_shards) -> Job:
-        command = [sys.executable, "jobs/train_cityscapes.py", "--shards", str(shards)]
+    def start(*words: str, shards: Path = city_shards, job: str = "train") -> Job:
+        command = [sys.executable, f"jobs/{job}_cityscapes.py", "--shards", str(shards)]
         command += ["--runs", str(tmp_path / "runs"), *TINY, *words]
         started.append(Job(command, ray_environment, tmp_path / f"job{len(started)}.log"))
         return started[-1]

@@ -1,0 +1,212 @@
+"""What was typed for a search, resolved: its flags, its space, its points, the drives that it holds out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from pipeline.config import Config, require
+from pipeline.data.dataset import ShardDataset
+from pipeline.data.drives import propose_held_out
+from pipeline.errors import ConfigError, nearest
+from pipeline.launch.command_line import parse_with_settings
+from pipeline.launch.paths import resolve_path, resolve_runs, resolve_settings
+from pipeline.launch.preflight import check_addresses, check_model_name
+from pipeline.launch.run_folder import recorded_config, run_name
+from pipeline.launch.setting_flags import split_settings
+from pipeline.launch.world_size import WorldRange, read_workers
+from pipeline.recipes import recipe
+from pipeline.search.plan import SearchPlan
+from pipeline.search.presets import PRESETS
+from pipeline.search.records import Settings
+from pipeline.search.rungs import rungs
+from pipeline.search.space import defaults_of, read_space, read_value
+from pipeline.settings import with_settings
+from pipeline.train.metrics import VAL_MIOU
+
+SEARCH = "search."
+"""Beginning of the flags that change the space."""
+HELD_OUT, MODEL_NAME, STEPS = "data.held_out", "tracking.registered_model", "train.steps"
+
+
+@dataclass(frozen=True)
+class TuneFlags:
+    """Search settings of the network, its losses or its training; each trial is a run of its own.
+
+    --search.SETTING SPEC changes the space: values a,b,c, a range LOW:HIGH or log:LOW:HIGH, both joined
+    by |, or off.
+    """
+
+    shards: str
+    """Folder or address of the packed data set; its manifest.json lies there."""
+    recipe: str | None = None
+    """Settings that trials begin from: laptop (the default), camvid, cityscapes-r50, cityscapes-r101."""
+    config: str | None = None
+    """config.json of a recorded run to begin from; instead of --recipe."""
+    space: str = "accm-losses"
+    """What is searched: the preset accm-losses (class centers and losses) or recipe (optimizer, batch,
+    augmentation), or a YAML file of names and specs."""
+    points: str | None = None
+    """YAML file with a list of settings to try first, after the defaults, which are always tried."""
+    trials: int = 20
+    """Trials, repeats left out. Type more to go on with a search that is finished."""
+    trial_steps: int | None = None
+    """Steps of a trial's full training, where that is not the recipe's train.steps."""
+    algorithm: Literal["tpe", "random", "sobol"] = "tpe"
+    """What proposes settings: a model of what was good so far, chance, or an even spread."""
+    scheduler: Literal["asha", "median", "none"] = "asha"
+    """What stops trials early: successive halving, the median of the others, or nothing."""
+    reduction: int = 3
+    """Of the trials that reach a rung of asha, about one in so many goes on."""
+    repeat: int = 0
+    """Fresh seeds with which the best trials and the defaults are trained again; the best mean wins."""
+    finalists: int = 3
+    """How many of the best trials --repeat trains again."""
+    hold_out: float = 0.25
+    """Share of the training samples, in whole drives, that trials are scored on and not trained on;
+    --data.held_out names the drives instead."""
+    concurrent: int | None = None
+    """Trials at once; as many as the cluster has room for without it."""
+    workers: str | None = None
+    """Ranks of each trial; 1 without it."""
+    name: str | None = None
+    """Name of the search; the same name again goes on with it. One is made up without it."""
+    runs: str = "~/ccs-runs"
+    """Folder of all runs; the search and its trials are in RUNS/NAME."""
+    then_train: bool = False
+    """Train the best settings with all of the training data and the recipe's train.steps, and register."""
+    register: str | None = None
+    """Name to register that model under, instead of the recipe's."""
+    preflight_only: bool = False
+    """Check everything that can be checked, then end without a trial."""
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """What was typed, resolved."""
+
+    flags: TuneFlags
+    config: Config
+    """What `--then-train` trains with, but for the best settings."""
+    shards: str
+    runs_dir: Path
+    name: str
+    workers: WorldRange
+    changes: Mapping[str, str]
+    """Setting → spec, as typed by --search.SETTING."""
+
+    @property
+    def search_dir(self) -> Path:
+        """The search's own folder."""
+        return self.runs_dir / self.name
+
+
+def read_tune_request(argv: Sequence[str]) -> TuneRequest:
+    """The request that was typed; raises ConfigError, one line."""
+    rest, settings = split_settings(argv)
+    changes = {n.removeprefix(SEARCH): spec for n, spec in settings.items() if n.startswith(SEARCH)}
+    rest += [f"--{name}={value}" for name, value in settings.items() if not name.startswith(SEARCH)]
+    flags, config = parse_with_settings(TuneFlags, rest, _base_config)
+    if flags.register is not None:
+        config = with_settings(config, {MODEL_NAME: flags.register})
+    check_model_name(config.tracking.registered_model)
+    shards, config = resolve_path("--shards", flags.shards), resolve_settings(config)
+    check_addresses(shards, flags.runs, config.data.unindexed_train)
+    runs, runs_dir = resolve_runs(flags.runs, config)
+    require(not runs, f"--runs {flags.runs}: a search is kept in a folder that all nodes mount; type one")
+    require(
+        not config.data.unindexed_train,
+        "a search holds drives out of the training data, whose samples unindexed shards do not list; index "
+        "them with python jobs/shards.py index",
+    )
+    workers = read_workers(flags.workers) or WorldRange(1, 1)
+    require(
+        workers.least == workers.most,
+        f"--workers {flags.workers}: all trials of a search have as many ranks; type one number",
+    )
+    require(flags.concurrent is None or flags.concurrent >= 1, "--concurrent must be at least 1")
+    return TuneRequest(flags, config, shards, runs_dir, _search_name(flags.name, config), workers, changes)
+
+
+def plan_search(request: TuneRequest, training: ShardDataset) -> tuple[SearchPlan, Config]:
+    """The plan, and the config that trials begin from; raises ConfigError for what cannot be searched."""
+    flags, config = request.flags, request.config
+    drives = config.data.held_out_drives or propose_held_out(
+        training.keys(), flags.hold_out, config.train.seed
+    )
+    changed = {HELD_OUT: ",".join(drives), MODEL_NAME: ""}
+    if flags.trial_steps is not None:
+        changed[STEPS] = str(flags.trial_steps)
+    base = with_settings(config, changed)
+    named = flags.space if flags.space in PRESETS else resolve_path("--space", flags.space)
+    space = read_space(base, named, request.changes, training.classes.num_classes)
+    searched = {dimension.name for dimension in space}
+    for name in (STEPS, HELD_OUT, "train.seed", "train.evaluate_every"):
+        require(name not in searched, f"--search.{name}: trials of a search have the same one; leave it out")
+    plan = SearchPlan(
+        space=space,
+        defaults=defaults_of(base, space),
+        num_trials=flags.trials,
+        points=read_points(base, flags.points, sorted(searched)),
+        budget_steps=base.train.steps,
+        evaluate_every=base.train.evaluate_every,
+        algorithm=flags.algorithm,
+        scheduler=flags.scheduler,
+        reduction=flags.reduction,
+        seed=base.train.seed,
+        repeat=flags.repeat,
+        finalists=flags.finalists,
+        metric=VAL_MIOU,
+        held_out=drives,
+    )
+    rungs(plan)  # refuses a schedule without any
+    return plan, base
+
+
+def read_points(config: Config, typed: str | None, searched: Sequence[str]) -> tuple[Settings, ...]:
+    """The settings of `--points`, with the types of their fields; () without a file.
+
+    Raises ConfigError for a setting that is not searched, or that the config refuses.
+    """
+    if typed is None:
+        return ()
+    path = Path(resolve_path("--points", typed))
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--points {path} cannot be read ({' '.join(str(error).split())})") from error
+    require(
+        isinstance(content, list) and all(isinstance(point, dict) for point in content),
+        f"--points {path} must be a list of mappings, each from names of settings to values",
+    )
+    points = []
+    for point in content:
+        for name in point:
+            require(
+                name in searched,
+                f"--points {path}: {name} is not searched{nearest(str(name), searched)}; "
+                f"type --search.{name} SPEC too, or leave it out",
+            )
+        with_settings(config, point)
+        points.append({name: read_value(config, name, value) for name, value in point.items()})
+    return tuple(points)
+
+
+def at_full_budget(request: TuneRequest, settings: Settings) -> Config:
+    """The config of `--then-train`: the best settings, all training data, and the whole number of steps."""
+    return with_settings(request.config, dict(settings) | {HELD_OUT: ""})
+
+
+def _base_config(flags: TuneFlags) -> Config:
+    if flags.config is None:
+        return recipe(flags.recipe or "laptop")
+    require(flags.recipe is None, "--recipe and --config both say what to begin from; leave out one of them")
+    return recorded_config(Path(resolve_path("--config", flags.config)))
+
+
+def _search_name(typed: str | None, config: Config) -> str:
+    return run_name(typed, config) if typed else f"tune-{run_name(None, config)}"

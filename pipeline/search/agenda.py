@@ -1,0 +1,136 @@
+"""What is trained next: a function of the plan and of the trials that there are.
+
+First the defaults, then the points that were typed, then what the algorithm proposes; once these are over,
+the best of them again with fresh seeds. Nothing is remembered beside the trials, so a search that was killed
+goes on as it would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.search.active import active_settings, trial_name
+from pipeline.search.draw import draw_random, draw_sobol
+from pipeline.search.plan import SearchPlan
+from pipeline.search.records import Settings, Trial, Value
+from pipeline.search.tpe import propose_tpe
+
+TRIES = 20
+"""Draws of a proposal before one that was tried already is taken all the same."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A trial to be made."""
+
+    number: int
+    name: str
+    settings: Settings
+    seed: int
+    repeats: int | None = None
+
+
+def next_order(plan: SearchPlan, config: Config, trials: Sequence[Trial]) -> Order | None:
+    """The next trial to be made; None where there is none, or none yet as others must end before it.
+
+    `config` is what trials begin from.
+    """
+    searched = [trial for trial in trials if trial.repeats is None]
+    number = len(trials)
+    if len(searched) < plan.num_trials:
+        settings = _settings(plan, config, searched)
+        return Order(number, trial_name(settings, plan.defaults), settings, plan.seed)
+    if not all(trial.is_over for trial in searched):
+        return None
+    for finalist in finalists(plan, trials):
+        made = {trial.seed for trial in trials if trial.repeats == finalist.number}
+        for seed in range(plan.seed + 1, plan.seed + 1 + plan.repeat):
+            if seed not in made:
+                name = trial_name(finalist.settings, plan.defaults, seed)
+                return Order(number, name, finalist.settings, seed, finalist.number)
+    return None
+
+
+def is_complete(plan: SearchPlan, config: Config, trials: Sequence[Trial]) -> bool:
+    """Whether all that was planned is over."""
+    return all(trial.is_over for trial in trials) and next_order(plan, config, trials) is None
+
+
+def num_planned(plan: SearchPlan) -> int:
+    """How many trials there will be, repeats included; fewer where fewer reach the end of their budget."""
+    return plan.num_trials + plan.repeat * min(plan.finalists + 1, plan.num_trials)
+
+
+def finalists(plan: SearchPlan, trials: Sequence[Trial]) -> list[Trial]:
+    """The best of the search, and the defaults, whose settings are trained again; none without repeats.
+
+    The defaults always, so that what is told of a gain over them rests on as many seeds.
+    """
+    if not plan.repeat:
+        return []
+    ranked = sorted(_whole(trials), key=lambda trial: (-_last(plan, trial), trial.number))
+    return ranked[: plan.finalists] + [trial for trial in ranked[plan.finalists :] if trial.number == 0]
+
+
+def _whole(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials of the search that were trained to the end of their budget."""
+    return [trial for trial in trials if trial.repeats is None and trial.state == "done" and trial.points]
+
+
+def best_trial(plan: SearchPlan, trials: Sequence[Trial]) -> tuple[Trial, float] | None:
+    """The trial whose settings are the best, and its score; None where none was trained to its end.
+
+    With repeats it is one of the finalists, and the score its mean over all its seeds: of many trials the
+    one that looks best owes some of that to its seed.
+    """
+    candidates = finalists(plan, trials) or _whole(trials)
+    scored = [(trial, mean_of_seeds(plan, trial, trials)) for trial in candidates]
+    if not scored:
+        return None
+    trial, score = max(scored, key=lambda found: (found[1], -found[0].number))
+    return trial, score * plan.sign
+
+
+def mean_of_seeds(plan: SearchPlan, trial: Trial, trials: Sequence[Trial]) -> float:
+    """The mean last score of a trial and of those that repeat it, such that more is better."""
+    again = [other for other in trials if other.repeats == trial.number and other.state == "done"]
+    return mean(_last(plan, seeded) for seeded in (trial, *again) if seeded.points)
+
+
+def _last(plan: SearchPlan, trial: Trial) -> float:
+    return trial.points[-1].score * plan.sign
+
+
+def _settings(plan: SearchPlan, config: Config, searched: Sequence[Trial]) -> dict[str, Value]:
+    """What the next trial of the search is given."""
+    number = len(searched)
+    if number == 0:
+        return active_settings(config, plan.defaults)
+    if number <= len(plan.points):
+        return active_settings(config, plan.points[number - 1])
+    tried = [trial.settings for trial in searched]
+    settings: dict[str, Value] = {}
+    for attempt in range(TRIES):
+        try:
+            settings = active_settings(config, _drawn(plan, searched, attempt))
+        except ConfigError:
+            if attempt == TRIES - 1:
+                raise
+            continue
+        if settings not in tried:
+            break
+    return settings
+
+
+def _drawn(plan: SearchPlan, searched: Sequence[Trial], attempt: int) -> dict[str, Value]:
+    number = len(searched)
+    if plan.algorithm == "random":
+        return draw_random(plan.space, plan.seed, number, attempt)
+    if plan.algorithm == "sobol":
+        return draw_sobol(plan.space, plan.seed, number - 1 - len(plan.points), attempt)
+    entropy = (plan.seed, number, attempt)
+    return propose_tpe(plan.space, searched, plan.num_trials, plan.sign, entropy)

@@ -1,0 +1,122 @@
+"""A search on real Ray: many stopped trials, killed processes, a stop; nothing left over."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.launch.local_cluster import LocalCluster
+from pipeline.launch.tune_folder import TuneFolder
+from pipeline.tracking.journal import Event, Metrics, read_attempts, read_journal
+
+pytestmark = pytest.mark.cluster
+EVERY = 5
+SPACE = ["--search.model.head.lambda_coarse", "off", "--search.optim.lr", "log:0.00001:0.01"]
+
+
+def words(name: str, trials: int, steps: int, *more: str) -> list[str]:
+    schedule = ["--train.steps", str(steps), "--train.evaluate_every", str(EVERY)]
+    schedule += ["--train.checkpoint_every", str(EVERY)]
+    return ["--name", name, "--trials", str(trials), "--reduction", "2", *SPACE, *schedule, *more]
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def titled(cluster: LocalCluster, *parts: str) -> list[psutil.Process]:
+    return [process for process in cluster.processes() if any(part in title(process) for part in parts)]
+
+
+def executed_steps(run_dir: Path) -> int:
+    """Steps of all attempts, those that were done again too."""
+    total = 0
+    for _, records in read_attempts(run_dir):
+        starts = [record.step for record in records if isinstance(record, Event) and record.name == "start"]
+        if starts:
+            total += max((r.step for r in records if isinstance(r, Metrics)), default=starts[0]) - starts[0]
+    return total
+
+
+def test_twelve_trials_of_which_many_are_stopped_run_on_two_cpus_and_leave_nothing(
+    start_job, ray_head, tmp_path: Path
+) -> None:
+    """Each trial takes a CPU of two: one placement group that leaked would halve them, two would hang it."""
+    search = start_job(*words("s", 12, 40), job="tune")
+    result = search.result(400)
+    assert result["status"] == "ok", search.text
+    assert (result["trials"], result["concurrent"], result["failed"]) == (12, 2, 0)
+    assert result["stopped"] >= 4
+    folder = TuneFolder(tmp_path / "runs" / "s")
+    for number in range(12):
+        ended = folder.ended(number)
+        assert ended is not None
+        decisions = folder.decisions(number)
+        reached = [point for point in range(EVERY, 41, EVERY) if point <= ended.step]
+        assert ended.state == ("done" if all(d.passes for d in decisions) else "stopped")
+        due = [] if number == 0 else [step for step in (5, 10, 20) if step in reached]
+        assert [decision.step for decision in decisions] == due
+        if ended.state == "stopped":
+            assert decisions[-1].step <= ended.step < decisions[-1].step + 2 * EVERY
+            assert f"[trial] {number:03d} stopped at step {ended.step}/40" in search.text
+    assert titled(ray_head, "RayTrainWorker", "TrainController", "TrialActor") == []
+
+    again = start_job(*words("s", 12, 40), job="tune")
+    repeated = again.result()
+    assert "is finished already" in again.text
+    assert (repeated["best"], repeated["best_miou"]) == (result["best"], result["best_miou"])
+    other = start_job(*words("s", 12, 40, "--algorithm", "sobol"), job="tune")
+    assert other.result()["exit_code"] == 3
+    assert "algorithm tpe, now sobol" in other.text
+    crowd = start_job(*words("t", 12, 40, "--concurrent", "3"), job="tune")
+    assert crowd.result()["exit_code"] == 2
+    assert "--concurrent 2 fits" in crowd.text
+
+
+def test_a_search_whose_processes_are_killed_one_after_the_other_trains_each_trial_once(
+    start_job, ray_head, tmp_path: Path
+) -> None:
+    """The ideal is every trial's steps once; each death may cost each running trial one interval."""
+    typed = words("k", 4, 60, "--scheduler", "none")
+    folder = TuneFolder(tmp_path / "runs" / "k")
+
+    def committed(number: int) -> int:
+        return sum(
+            isinstance(record, Event) and record.name == "commit"
+            for record in read_journal(folder.trial_dir(number))
+        )
+
+    first = start_job(*typed, job="tune")
+    first.wait_until(lambda: committed(0) >= 2 and committed(1) >= 2, 200)
+    first.process.kill()
+    first.process.wait()
+    settings = [json.loads((folder.trial_dir(n) / "trial.json").read_text()) for n in (0, 1)]
+
+    second = start_job(*typed, job="tune")
+    second.wait_until(lambda: committed(0) >= 5 or committed(1) >= 5, 200)
+    actors = titled(ray_head, "TrialActor")
+    assert len(actors) == 2
+    actors[0].kill()
+    second.wait_until(lambda: committed(0) >= 8 and committed(1) >= 8, 200)
+    second.process.send_signal(signal.SIGTERM)
+    stopped = second.result()
+    assert (stopped["exit_code"], stopped["status"]) == (75, "preempted"), second.text
+    assert "--name k to go on" in second.text
+
+    third = start_job(*typed, job="tune")
+    result = third.result(300)
+    assert result["status"] == "ok", third.text
+    assert (result["trials"], result["failed"]) == (4, 0)
+    assert settings == [json.loads((folder.trial_dir(n) / "trial.json").read_text()) for n in (0, 1)]
+    for number in range(4):
+        records = read_journal(folder.trial_dir(number))
+        scored = [r.step for r in records if isinstance(r, Metrics) and "val/miou" in r.values]
+        assert scored == list(range(EVERY, 61, EVERY)), "each score once"
+        assert executed_steps(folder.trial_dir(number)) <= 60 + 2 * EVERY

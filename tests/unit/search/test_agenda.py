@@ -1,0 +1,134 @@
+"""What is trained next follows from what there is, so a search that was killed goes on as it would have."""
+
+import dataclasses
+import json
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.recipes import laptop
+from pipeline.search.agenda import best_trial, finalists, is_complete, next_order, num_planned
+from pipeline.search.plan import SearchPlan, plan_differences, plan_from_json, plan_to_json
+from pipeline.search.records import Point, Trial
+from pipeline.search.space import defaults_of, read_space
+from pipeline.search.tpe import propose_tpe
+
+CONFIG = laptop()
+TAU = "model.head.tau"
+
+
+def plan(space="accm-losses", **fields):
+    read = read_space(CONFIG, space, {}, 11) if space in ("accm-losses", "recipe") else space
+    return SearchPlan(read, defaults_of(CONFIG, read), **{"num_trials": 6} | fields)
+
+
+def trained(order, score, state="done"):
+    return Trial(
+        order.number, order.name, order.settings, state, (Point(1, score),), seed=order.seed,
+        repeats=order.repeats,
+    )  # fmt: skip
+
+
+def run(asked, score, most=60):
+    trials = []
+    while (order := next_order(asked, CONFIG, trials)) and len(trials) < most:
+        trials.append(trained(order, score(order)))
+    return trials
+
+
+def good_at_tau_20(order):
+    return 1 - abs(order.settings.get(TAU, 15.0) - 20) / 40
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "random", "sobol"])
+def test_the_defaults_are_trial_0_then_the_points_then_proposals_that_are_all_different(algorithm):
+    points = ({TAU: 33.0}, {"model.head.fusion": "gate", "model.head.alpha": 0.5})
+    asked = plan(algorithm=algorithm, points=points, num_trials=9)
+    trials = run(asked, good_at_tau_20)
+    assert [trial.number for trial in trials] == list(range(9))
+    assert (trials[0].name, trials[1].settings, trials[2].settings) == ("defaults", *points)
+    assert len({json.dumps(dict(trial.settings), sort_keys=True) for trial in trials}) == 9
+    assert is_complete(asked, CONFIG, trials)
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "random", "sobol"])
+def test_a_search_that_was_cut_off_anywhere_proposes_what_it_would_have(algorithm):
+    asked = plan(algorithm=algorithm, num_trials=14)
+    whole = run(asked, good_at_tau_20)
+    for cut in (1, 5, 11):
+        order = next_order(asked, CONFIG, whole[:cut])
+        assert (order.settings, order.name) == (whole[cut].settings, whole[cut].name)
+    other = run(dataclasses.replace(asked, seed=1), good_at_tau_20)
+    assert other[1].settings != whole[1].settings
+
+
+def test_tpe_gathers_where_scores_are_good():
+    space = read_space(CONFIG, "accm-losses", {}, 11)[:1]
+    asked = plan(space, num_trials=40, algorithm="tpe")
+    trials = run(asked, good_at_tau_20)
+    late = [trial.settings[TAU] for trial in trials[-12:]]
+    assert sum(14 < tau < 28 for tau in late) >= 9, late
+    assert best_trial(asked, trials)[0].settings[TAU] == pytest.approx(20, abs=1.5)
+
+
+def test_tpe_hears_of_stopped_running_and_failed_trials():
+    asked = plan(num_trials=12)
+    trials = run(asked, good_at_tau_20)[:8]
+    told = propose_tpe(asked.space, trials, 12, 1.0, (0, 8, 0))
+    best = max(range(8), key=lambda number: trials[number].points[-1].score)
+    for state in ("stopped", "running", "failed"):
+        changed = [
+            dataclasses.replace(trial, state=state) if trial.number == best else trial for trial in trials
+        ]
+        assert propose_tpe(asked.space, changed, 12, 1.0, (0, 8, 0)) != told, state
+
+
+def test_running_trials_are_not_waited_for_until_the_search_is_to_be_repeated():
+    asked = plan(num_trials=3, repeat=1, finalists=1)
+    trials = [trained(next_order(asked, CONFIG, []), 0.5)]
+    trials.append(dataclasses.replace(trained(next_order(asked, CONFIG, trials), 0.9), state="running"))
+    trials.append(trained(next_order(asked, CONFIG, trials), 0.7))
+    assert next_order(asked, CONFIG, trials) is None, "trial 1 may yet be among the best"
+    trials[1] = dataclasses.replace(trials[1], state="done")
+    assert next_order(asked, CONFIG, trials).repeats == 1
+
+
+def test_the_best_and_the_defaults_are_trained_again_with_fresh_seeds_and_the_mean_wins():
+    asked = plan(num_trials=5, repeat=2, finalists=2, seed=4)
+    lucky = {0: [0.5, 0.5, 0.5], 3: [0.9, 0.1, 0.1], 1: [0.8, 0.7, 0.6], 2: [0.2], 4: [0.3]}
+
+    def score(order):
+        of = order.number if order.repeats is None else order.repeats
+        return lucky[of][order.seed - 4]
+
+    trials = run(asked, score)
+    assert [trial.number for trial in finalists(asked, trials)] == [3, 1, 0]
+    assert [(trial.repeats, trial.seed) for trial in trials[5:]] == [
+        (3, 5), (3, 6), (1, 5), (1, 6), (0, 5), (0, 6),
+    ]  # fmt: skip
+    assert len(trials) == num_planned(asked)
+    best, mean = best_trial(asked, trials)
+    assert (best.number, mean) == (1, pytest.approx(0.7))
+
+
+def test_only_trials_that_were_trained_to_their_end_can_win():
+    asked = plan(num_trials=2)
+    trials = run(asked, good_at_tau_20)
+    trials = [trials[0], dataclasses.replace(trials[1], state="stopped", points=(Point(1, 2.0),))]
+    assert best_trial(asked, trials)[0].number == 0
+    assert best_trial(asked, [dataclasses.replace(t, state="failed", points=()) for t in trials]) is None
+
+
+def test_a_plan_is_the_same_after_json_and_another_one_is_told_by_what_differs():
+    asked = plan(points=({TAU: 7.0},), held_out=("a", "b"))
+    assert plan_from_json(json.loads(json.dumps(plan_to_json(asked)))) == asked
+    assert plan_differences(asked, dataclasses.replace(asked, num_trials=50, repeat=3)) == []
+    other = dataclasses.replace(asked, space=asked.space[1:], algorithm="sobol")
+    assert plan_differences(asked, other) == [
+        "space in model.head.tau", "algorithm tpe, now sobol",
+    ]  # fmt: skip
+
+
+def test_more_points_than_trials_are_refused_with_the_number_that_fits():
+    with pytest.raises(ConfigError, match="--trials 4 or more"):
+        plan(num_trials=3, points=({TAU: 6.0}, {TAU: 7.0}, {TAU: 8.0}))
