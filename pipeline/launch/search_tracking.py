@@ -25,7 +25,7 @@ from pipeline.search.importance import Importances, importances
 from pipeline.search.leaderboard import gain, leaderboard, winner
 from pipeline.search.records import SearchRecord, Trial, to_json
 from pipeline.search.search_report import pictures, report_page, verdict
-from pipeline.settings import flatten, to_dict
+from pipeline.settings import config_hash, flatten, to_dict
 from pipeline.tracking.html_page import write_page
 from pipeline.tracking.incidents import CLOSED
 from pipeline.tracking.journal import COMMIT, FOLDER, START, Journal
@@ -135,7 +135,7 @@ class SearchTracking:
             run_name=f"{trial_label(trial.number)} {trial.name}",
             params=flatten(config) | {BACKBONE: backbone_name(config.model.backbone)},
             config=to_dict(config),
-            tags={**self._search.tags, **_tags(trial)},
+            tags={**self._search.tags, "config_hash": config_hash(config), **_tags(trial)},
             note="",
         )
 
