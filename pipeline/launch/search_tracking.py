@@ -42,6 +42,7 @@ REPORT_EVERY_S = 60.0
 PICTURES, RECORD = "pictures", "search-record.json"
 STATUSES: dict[str, Status] = {"done": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 """A trial that was stopped gave all that was asked of it; its tags say by what."""
+MOST_NAME_CHARS = 80
 IDLE = "idle"
 """Of a setting that the best leaves idle: an earlier best may have had it, and a tag stays."""
 LEADERBOARD_COLUMNS = ["rank", "trial", "score", "std", "seeds", "steps", "state", "what varies"]
@@ -132,7 +133,7 @@ class SearchTracking:
         return dataclasses.replace(
             self._search,
             run_dir=self._search.run_dir / trial.run_dir,
-            run_name=f"{trial_label(trial.number)} {trial.name}",
+            run_name=shortened(f"{trial_label(trial.number)} {trial.name}"),
             params=flatten(config) | {BACKBONE: backbone_name(config.model.backbone)},
             config=to_dict(config),
             tags={**self._search.tags, "config_hash": config_hash(config), **_tags(trial)},
@@ -195,6 +196,11 @@ class SearchTracking:
             if written is not None:
                 self.run.add_artifact(written, PICTURES if path.parent.name == PICTURES else "")
         self._reported_s = time.monotonic()
+
+
+def shortened(name: str) -> str:
+    """A name that a table of runs has room for."""
+    return name if len(name) <= MOST_NAME_CHARS else name[: MOST_NAME_CHARS - 1].rstrip(" ·") + "…"
 
 
 def _tags(trial: Trial) -> dict[str, str]:
