@@ -83,6 +83,7 @@ def search(
         )  # fmt: skip
         trials.append(_stopped(trial, at_rung))
     best = sorted((t for t in trials if t.state == "done"), key=lambda t: -t.points[-1].score)[:3]
+    best += [trial for trial in trials[:1] if trial not in best]
     for original in best if repeats else []:
         for again in range(repeats):
             points = curve(score(original.settings), random, noise)

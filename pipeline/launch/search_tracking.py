@@ -25,15 +25,15 @@ from pipeline.search.importance import Importances, importances
 from pipeline.search.leaderboard import gain, leaderboard, winner
 from pipeline.search.records import SearchRecord, Trial, to_json
 from pipeline.search.search_report import pictures, report_page, verdict
-from pipeline.settings import flatten, to_dict
+from pipeline.settings import config_hash, flatten, to_dict
 from pipeline.tracking.html_page import write_page
 from pipeline.tracking.incidents import CLOSED
 from pipeline.tracking.journal import COMMIT, FOLDER, START, Journal
 from pipeline.tracking.mlflow_store import BACKBONE, RunDescription, Status
 from pipeline.tracking.mlflow_sync import MlflowRun
+from pipeline.tracking.pending import sent_run_id
 from pipeline.tracking.report import REPORT
 from pipeline.tracking.run_shipper import RunShipper
-from pipeline.tracking.server import has_pending
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ REPORT_EVERY_S = 60.0
 PICTURES, RECORD = "pictures", "search-record.json"
 STATUSES: dict[str, Status] = {"done": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 """A trial that was stopped gave all that was asked of it; its tags say by what."""
+MOST_NAME_CHARS = 80
 IDLE = "idle"
 """Of a setting that the best leaves idle: an earlier best may have had it, and a tag stays."""
 LEADERBOARD_COLUMNS = ["rank", "trial", "score", "std", "seeds", "steps", "state", "what varies"]
@@ -63,14 +64,14 @@ class SearchTracking:
             self._journal = Journal(search.run_dir, attempt)
             self._journal.event(START, budget(record).steps)
         self._trials: dict[int, RunShipper] = {}
-        self._over_before = {trial.number for trial in record.trials if trial.is_over}
+        self._sent: dict[int, str] = {}
         self._told: tuple[str, ...] = ()
         self._reported_s = -REPORT_EVERY_S
 
     def run_id_of(self, number: int) -> str:
-        """The MLflow run of a trial; empty where it has none yet, or ended before this driver began."""
+        """The MLflow run of a trial; empty where it has none yet."""
         child = self._trials.get(number)
-        return (child.run_id if child else None) or ""
+        return (child.run_id if child else self._sent.get(number)) or ""
 
     def update(self, record: SearchRecord) -> None:
         """Show what the record says; quick where no trial began or ended since, and no report is due."""
@@ -105,12 +106,12 @@ class SearchTracking:
             logger.warning("[event] the search's journal lacks its end: %s", error.strerror or error)
 
     def _follow(self, trial: Trial) -> None:
-        """Begin or end the trial's run; one that ended before is sent again only where MLflow lacks it."""
+        """Begin or end the trial's run; what MLflow has whole from an earlier driver stays as it is."""
         assert trial.run_dir, trial  # else it would be taken for the search itself
         run_dir = self._search.run_dir / trial.run_dir
         child = self._trials.get(trial.number)
         if child is None:
-            if trial.number in self._over_before and not has_pending(run_dir):
+            if trial.is_over and self._is_sent(trial.number, run_dir):
                 return
             child = self.run.child(self._description(trial))
             self._trials[trial.number] = child
@@ -120,15 +121,22 @@ class SearchTracking:
                 child.add_artifact(run_dir / REPORT)
             child.close(STATUSES[trial.state])
 
+    def _is_sent(self, number: int, run_dir: Path) -> bool:
+        if number not in self._sent:
+            run_id = sent_run_id(run_dir, self.run.tracking_uri)
+            if run_id is not None:
+                self._sent[number] = run_id
+        return number in self._sent
+
     def _description(self, trial: Trial) -> RunDescription:
         config = self._config_of(trial)
         return dataclasses.replace(
             self._search,
             run_dir=self._search.run_dir / trial.run_dir,
-            run_name=f"{trial_label(trial.number)} {trial.name}",
+            run_name=shortened(f"{trial_label(trial.number)} {trial.name}"),
             params=flatten(config) | {BACKBONE: backbone_name(config.model.backbone)},
             config=to_dict(config),
-            tags={**self._search.tags, **_tags(trial)},
+            tags={**self._search.tags, "config_hash": config_hash(config), **_tags(trial)},
             note="",
         )
 
@@ -188,6 +196,11 @@ class SearchTracking:
             if written is not None:
                 self.run.add_artifact(written, PICTURES if path.parent.name == PICTURES else "")
         self._reported_s = time.monotonic()
+
+
+def shortened(name: str) -> str:
+    """A name that a table of runs has room for."""
+    return name if len(name) <= MOST_NAME_CHARS else name[: MOST_NAME_CHARS - 1].rstrip(" ·") + "…"
 
 
 def _tags(trial: Trial) -> dict[str, str]:

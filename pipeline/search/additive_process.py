@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.search.draw import RANGE_WEIGHT
 from pipeline.search.records import Dimension, Trial, Value
 from pipeline.search.scales import Scale
 
@@ -27,8 +28,6 @@ LENGTH = 0.5
 WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0)
 """Variance of a component, where the scores' own is 1."""
 NOISES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
-RANGE_WEIGHT = 3
-"""How much of the space a range is, against each value beside it: as proposals are drawn."""
 GRID = 21
 """Places along a range at which its component is known."""
 

@@ -13,7 +13,7 @@ from pipeline.tracking.svg_drawing import SOFT, At, Drawing, empty_drawing, line
 
 WIDTH_PX = 1120
 LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX, IDLE_PX = 50, 110, 100, 420, 452
-MOST_AXES = 12
+MOST_AXES = 10
 """Settings beyond these explain the least, and are told of instead of drawn."""
 
 

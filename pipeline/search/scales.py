@@ -91,6 +91,11 @@ def value_text(value: Value) -> str:
     return f"{value:,}" if isinstance(value, int) and abs(value) < 1e6 else f"{value:.3g}"
 
 
+def typed_text(value: Value) -> str:
+    """A value as the command line takes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def short_names(names: Sequence[str]) -> Mapping[str, str]:
     """Dotted name → the shortest end of it that is no other's: `model.head.tau` → `tau`."""
     shorts = {}

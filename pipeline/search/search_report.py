@@ -15,13 +15,13 @@ from pipeline.search.importance_picture import importance_picture
 from pipeline.search.leaderboard import Standing, gain, leaderboard, winner
 from pipeline.search.parallel_picture import parallel_picture
 from pipeline.search.records import SearchRecord, Trial, Value
-from pipeline.search.scales import Scale, short_names, value_text
+from pipeline.search.scales import Scale, short_names, typed_text, value_text
 from pipeline.search.scored_trials import varied_dimensions
 from pipeline.search.slices_picture import slices_picture
 from pipeline.tracking.html_page import STYLE, fact_boxes, html_page, plain
 from pipeline.tracking.svg_drawing import Drawing
 
-SHOWN_SETTINGS = 8
+SHOWN_SETTINGS = 6
 """In the leaderboard, most important first: more do not fit beside each other."""
 SHOWN_ROWS = 12
 """Of the leaderboard; the rest is folded away."""
@@ -139,7 +139,7 @@ def _best_settings(record: SearchRecord, found: Importances) -> str:
         changed = ' class="changed"' if value is not None and value != before else ""
         rows.append(f"<tr{changed}>{''.join(cells)}</tr>")
     words = " \\\n".join(
-        f"--{name} {shlex.quote(_typed(value))}"
+        f"--{name} {shlex.quote(typed_text(value))}"
         for name, value in best.trial.settings.items()
         if value != record.defaults.get(name)
     )
@@ -222,7 +222,7 @@ def _every_trial(trials: Sequence[Trial]) -> str:
     head = "".join(f"<th>{column}</th>" for column in columns)
     return (
         f"<details><summary>{len(trials)} trials, with why each ended</summary>"
-        f'<div class="wide"><table>{f"<tr>{head}</tr>"}{"".join(rows)}</table></div></details>'
+        f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div></details>'
     )
 
 
@@ -245,8 +245,3 @@ def _about(record: SearchRecord) -> str:
 
 def _shown(value: Value | None) -> str:
     return "idle" if value is None else escape(value_text(value))
-
-
-def _typed(value: Value) -> str:
-    """A value as the command line takes it."""
-    return str(value)

@@ -21,7 +21,7 @@ from pathlib import Path
 from pipeline.errors import one_line, without_credentials
 from pipeline.tracking.journal import FOLDER
 from pipeline.tracking.mlflow_store import MlflowStore, RunDescription, Status
-from pipeline.tracking.pending import forget_pending, load_pending
+from pipeline.tracking.pending import forget_pending, load_pending, save_sent
 from pipeline.tracking.run_shipper import RunShipper
 from pipeline.tracking.server import tracking_uri
 from pipeline.tracking.system_metrics import SystemSampler
@@ -200,6 +200,8 @@ class MlflowRun:
                 failed = failed or error
             if child.ended.is_set():
                 forget_pending(child.run_dir)
+                if child.status != "KILLED":  # else more may come of it
+                    save_sent(child.run_dir, str(child.run_id), self.tracking_uri)
                 self._children.remove(child)
         if failed is not None:
             raise failed

@@ -8,12 +8,16 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.tracking.dataset_source import DatasetInfo
 from pipeline.tracking.mlflow_store import RunDescription, Status
-from pipeline.tracking.server import PENDING
+from pipeline.tracking.server import PENDING, has_pending
 
 logger = logging.getLogger(__name__)
+
+SENT = "mlflow-run.json"
+"""Where a trial's run is in MLflow, which has all of it."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,7 @@ def save_pending(
         "artifacts": [[str(path), folder] for path, folder in artifacts],
         "children": [str(child) for child in children],
     }
-    path = description.run_dir / PENDING
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(content, default=str))
-        part.replace(path)
-    except OSError as error:
-        logger.warning("[event] cannot note in %s what MLflow lacks: %s", path, error.strerror)
+    _note(description.run_dir / PENDING, content, "what MLflow lacks")
 
 
 def load_pending(run_dir: Path) -> Pending | None:
@@ -76,3 +73,28 @@ def load_pending(run_dir: Path) -> Pending | None:
 def forget_pending(run_dir: Path) -> None:
     """Nothing is owed any more."""
     (run_dir / PENDING).unlink(missing_ok=True)
+
+
+def save_sent(run_dir: Path, run_id: str, tracking_uri: str) -> None:
+    """Note that MLflow has all of a run, so that a later job need not ask."""
+    _note(run_dir / SENT, {"run_id": run_id, "tracking_uri": tracking_uri}, "that MLflow has all")
+
+
+def sent_run_id(run_dir: Path, tracking_uri: str) -> str | None:
+    """The run that has all of it at that MLflow; None where something is owed, or nothing was ever sent."""
+    try:
+        content = json.loads((run_dir / SENT).read_text())
+        whole = content["tracking_uri"] == tracking_uri and not has_pending(run_dir)
+        return str(content["run_id"]) if whole else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # then it is sent once more, which changes nothing
+
+
+def _note(path: Path, content: dict[str, Any], what: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(content, default=str))
+        part.replace(path)
+    except OSError as error:
+        logger.warning("[event] cannot note in %s %s: %s", path, what, error.strerror)

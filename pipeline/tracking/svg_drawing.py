@@ -42,13 +42,13 @@ class Drawing:
         """The drawing as a file of its own, with its title, on white."""
         paper = f'<rect width="{self.width_px}" height="{self.height_px + 34}" y="-34" fill="{PAPER}"/>'
         title = text((16, -12), self.title, size=16, weight=600)
-        namespace = ' xmlns="http://www.w3.org/2000/svg"'
-        return self._svg(paper + title, 34, namespace) + "\n"
+        size = f'width="{self.width_px}" height="{self.height_px + 34}"'  # else MLflow's page shows nothing
+        return self._svg(paper + title, 34, f' xmlns="http://www.w3.org/2000/svg" {size}') + "\n"
 
-    def _svg(self, first: str = "", top_px: int = 0, namespace: str = "") -> str:
+    def _svg(self, first: str = "", top_px: int = 0, attributes: str = "") -> str:
         size = f"{self.width_px} {self.height_px + top_px}"
         return (
-            f'<svg{namespace} viewBox="0 {-top_px} {size}" role="img" '
+            f'<svg{attributes} viewBox="0 {-top_px} {size}" role="img" '
             f'aria-label="{escape(self.title)}" font-family="{FONT}">{first}{self.body}</svg>'
         )
 

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline.config import Config
-from pipeline.launch.search_tracking import SearchTracking
+from pipeline.launch.search_tracking import SearchTracking, shortened
 from pipeline.search.records import SearchRecord, from_json, to_json
 from pipeline.settings import flatten, to_dict
 from pipeline.tracking.journal import Journal
@@ -173,6 +173,32 @@ def silent() -> Iterator[str]:
     """The address of a server that takes every connection and never says a word."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_names_of_runs_are_as_short_as_a_table_needs_them() -> None:
+    assert shortened("003 tau 12.4 · n0 0.002") == "003 tau 12.4 · n0 0.002"
+    long = shortened("003 " + "tau 12.4 · " * 20)
+    assert len(long) <= 80
+    assert long.endswith("tau 12.4…")
+
+
+def test_trials_that_no_mlflow_was_told_of_are_sent_and_those_of_another_server_again(
+    runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = small(3)
+    write_journals(runs_dir / "untold", record)
+    for uri in (f"sqlite:///{runs_dir}/mlflow.db", f"sqlite:///{tmp_path}/mlflow.db"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        monkeypatch.chdir(tmp_path)  # another database puts its artifacts into the current folder
+        shown = tracking(runs_dir, "untold", record, "a")
+        shown.update(record)
+        assert shown.finish(record, "FINISHED", 60) is None
+        ids = {shown.run_id_of(trial.number) for trial in record.trials}
+        client = MlflowClient(uri)
+        query = f"tags.`mlflow.parentRunId` = '{shown.run.run_id}'"
+        found = client.search_runs([shown.run.experiment_id], query)
+        assert {run.info.run_id for run in found} == ids
+        assert len(ids) == 3
 
 
 @pytest.mark.parametrize("kind", ["refused", "silent"])

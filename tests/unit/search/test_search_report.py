@@ -166,6 +166,12 @@ def test_the_page_fetches_nothing_and_is_whole() -> None:
     assert page.text.count("fusion") > 1
 
 
+def test_a_picture_has_a_size_of_its_own_without_which_mlflows_page_shows_none() -> None:
+    for drawing in pictures(search(12), importances(search(12))).values():
+        root = parsed(drawing)
+        assert (root.attrib["width"], root.attrib["height"]) == tuple(root.attrib["viewBox"].split()[2:])
+
+
 def test_the_verdict_names_the_winner_and_its_gain() -> None:
     record = search(24)
     best = max((t for t in record.trials if t.state == "done"), key=lambda t: t.points[-1].score)
