@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class MakeTrain:
         return self.output.read_text(errors="replace")
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        give_up_s = time.monotonic() + 120
+        give_up_s = time.monotonic() + 240
         while not condition():
             assert self.process.poll() is None, self.text
             assert time.monotonic() < give_up_s, self.text
@@ -66,9 +66,31 @@ class MakeTrain:
         assert result["exit_code"] == code
         return result
 
+    def close(self) -> None:
+        """End it, if a test did not, with all that it started."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGINT)
+            self.process.wait(240)
 
-def test_tree_to_registered_model_and_the_printed_predict_command(city_tree, tiny, tmp_path: Path) -> None:
-    run = MakeTrain(city_tree, tmp_path / "runs", *tiny, "--train.steps", "8", "--name", "whole")
+
+@pytest.fixture
+def make_train(tmp_path: Path) -> Iterator[Callable[..., MakeTrain]]:
+    """Runs `make train` of a tree with the runs folder of the test."""
+    started: list[MakeTrain] = []
+
+    def start(tree: Path, *more: str) -> MakeTrain:
+        started.append(MakeTrain(tree, tmp_path / "runs", *more))
+        return started[-1]
+
+    yield start
+    for run in started:
+        run.close()
+
+
+def test_tree_to_registered_model_and_the_printed_predict_command(
+    make_train, city_tree, tiny, tmp_path: Path
+) -> None:
+    run = make_train(city_tree, *tiny, "--train.steps", "8", "--name", "whole")
     run.wait_for(lambda: "[train] " in run.text)
     processes = started_by(run.process.pid)
     assert len(processes) > 5
@@ -91,8 +113,8 @@ def test_tree_to_registered_model_and_the_printed_predict_command(city_tree, tin
     assert list((tmp_path / "runs" / "predictions").glob("*.png"))
 
 
-def test_ctrl_c_checkpoints_and_leaves_no_process(city_tree, tiny, tmp_path: Path) -> None:
-    run = MakeTrain(city_tree, tmp_path / "runs", *tiny, "--train.steps", "100000", "--name", "stopped")
+def test_ctrl_c_checkpoints_and_leaves_no_process(make_train, city_tree, tiny, tmp_path: Path) -> None:
+    run = make_train(city_tree, *tiny, "--train.steps", "100000", "--name", "stopped")
     run.wait_for(lambda: "[train] step " in run.text)
     processes = started_by(run.process.pid)
     os.killpg(run.process.pid, signal.SIGINT)
@@ -115,19 +137,17 @@ def the_head(run: MakeTrain) -> psutil.Process:
 
 
 def test_killed_driver_and_killed_head_are_noticed_and_training_goes_on_from_its_newest_checkpoint(
-    city_tree, tiny, tmp_path: Path
+    make_train, city_tree, tiny, tmp_path: Path
 ) -> None:
     lasting = ["--train.steps", "600", "--train.checkpoint_every", "20", "--register", ""]
     lasting += ["--train.evaluate_every", "1000"]
-    run = MakeTrain(city_tree, tmp_path / "runs", *tiny, *lasting, "--name", "killed")
+    run = make_train(city_tree, *tiny, *lasting, "--name", "killed")
     run_dir = tmp_path / "runs" / "killed"
 
     def commits_since_the_start(number: int) -> int:
         records = [r for r in read_journal(run_dir) if isinstance(r, Event)]
         starts = [place for place, r in enumerate(records) if r.name == "start"]
-        return (
-            sum(r.name == "commit" for r in records[starts[number] :]) if len(starts) == number + 1 else 0
-        )
+        return sum(r.name == "commit" for r in records[starts[number] :]) if len(starts) == number + 1 else 0
 
     for number, victim in enumerate((the_driver, the_head)):
         run.wait_for(lambda number=number: commits_since_the_start(number) >= 2)
@@ -155,16 +175,18 @@ def test_killed_driver_and_killed_head_are_noticed_and_training_goes_on_from_its
     ("more", "words"),
     [(["--train.stesp", "2"], "did you mean train.steps?"), (["--recpie", "x"], "did you mean --recipe?")],
 )
-def test_wrong_words_are_one_line_before_anything_is_packed(city_tree, tmp_path: Path, more, words) -> None:
-    run = MakeTrain(city_tree, tmp_path / "runs", *more)
+def test_wrong_words_are_one_line_before_anything_is_packed(
+    make_train, city_tree, tmp_path: Path, more, words
+) -> None:
+    run = make_train(city_tree, *more)
     assert run.result()["exit_code"] == 2
     first, _ = run.text.splitlines()
     assert words in first
     assert not (tmp_path / "runs").exists()
 
 
-def test_tree_that_cannot_be_packed_ends_with_the_pack_jobs_word(tmp_path: Path) -> None:
+def test_tree_that_cannot_be_packed_ends_with_the_pack_jobs_word(make_train, tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
-    run = MakeTrain(tmp_path / "tree", tmp_path / "runs")
+    run = make_train(tmp_path / "tree")
     assert run.result()["exit_code"] == 2
     assert "Ray head" not in run.text
