@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Any
 
 import psutil
-import torch  # noqa: F401 - what this process is for
+import torch._dynamo  # noqa: F401 - with torch, what this process is for: rank 0 needs it, for 1 s of CPU
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
