@@ -25,7 +25,7 @@ help: ## Show the targets.
 	@echo 'make ui      browse runs, curves, pictures and models'
 	@echo 'make test    the whole test suite'
 	@echo 'make check   format, lint, types, import contracts'
-	@echo 'make chaos   [ARGS="--points 160 --ray-points 40 --seed 0"]: kill runs anywhere, compare every bit'
+	@echo 'make chaos   [ARGS="--points 160 --ray-points 40 --remote-points 12 --seed 0"]: kill runs anywhere, compare every bit'
 	@echo 'make bench   BENCH=loader [ARGS="--json FILE"]'
 	@echo 'make clean   remove what can be made again: caches, $(VENV), $(BENCH_VENV); never $(RUNS)/'
 
