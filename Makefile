@@ -51,7 +51,7 @@ train: $(STAMP) ## Train through a local Ray head, from the data set to a regist
 	@exec $(BIN)/python -m pipeline.launch.make_train --runs "$(RUNS)" --cityscapes "$(CITYSCAPES)" \
 		--recipe "$(RECIPE)" --workers "$(WORKERS)" -- $(ARGS)
 
-# Two processes: one for the tests of tests/dist, which share a Ray head and mostly wait, one for all others.
+# Two processes: one begins with the tests that share a Ray head and mostly wait, one with all others.
 test: $(STAMP) ## Run the whole test suite.
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 

@@ -119,6 +119,10 @@ RULES = (
         "unindexed shards are streamed as they lie", "index the shards with python jobs/shards.py index",
     ),
     Rule(
+        lambda config: bool(config.data.held_out), _of("data", "val_split"),
+        "the drives of data.held_out are evaluated", "take no --data.held_out",
+    ),
+    Rule(
         lambda config: config.train.determinism != "elastic", _of("train", "virtual_shards"),
         "virtual shards are of elastic determinism alone", "take --train.determinism elastic",
     ),

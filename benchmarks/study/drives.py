@@ -1,9 +1,4 @@
-"""Drives of a tree in Cityscapes' layout, and shards in which one of them is left out.
-
-A key is CITY_DRIVE_FRAME, or DRIVE_FRAME: what stands before the frame is the drive. Where that gives
-nearly every picture a drive of its own (Cityscapes' snippets, the drawn mini city), the part before is
-left away too, and each city is a drive.
-"""
+"""Drives of a tree in Cityscapes' layout, and shards in which one of them is left out."""
 
 from __future__ import annotations
 
@@ -15,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from pipeline.data.drives import drives_of
 from pipeline.data.packing.cityscapes_tree import IMAGES, LABELS, find_pictures
 from pipeline.data.packing.codec import parse_codec
 from pipeline.data.packing.output import open_output
@@ -27,8 +23,6 @@ from pipeline.errors import ConfigError, DatasetError, nearest
 
 T = TypeVar("T")
 
-FEWEST = 2
-"""Pictures that a drive has on average, at least."""
 FEW = 100
 """Pictures that are packed sooner than processes for it would start."""
 
@@ -44,26 +38,7 @@ class Fold:
     """The manifest's id."""
 
 
-def drives_of(keys: Sequence[str]) -> dict[str, list[str]]:
-    """Drive → its keys, both sorted; raises DatasetError where there are fewer than two drives."""
-    found: dict[str, list[str]] = {}
-    for dropped in (1, 2):
-        deeper: dict[str, list[str]] = {}
-        for key in sorted(keys):
-            deeper.setdefault("_".join(key.split("_")[:-dropped]), []).append(key)
-        if len(deeper) >= 2 and "" not in deeper:
-            found = deeper
-        if found and len(keys) >= FEWEST * len(found):
-            break
-    if not found:
-        raise DatasetError(
-            f"the {len(keys)} pictures are of one drive ({keys[0] if keys else 'none'} …); leaving one out "
-            "takes two or more, told apart by what stands before the frame in CITY_DRIVE_FRAME"
-        )
-    return _without_common_part(found)
-
-
-def _without_common_part(drives: Mapping[str, list[str]]) -> dict[str, list[str]]:
+def without_common_part(drives: Mapping[str, list[str]]) -> dict[str, list[str]]:
     """The drives without a city that all of them share."""
     parts = {name: name.partition("_") for name in drives}
     if len({head for head, _, _ in parts.values()}) == 1 and all(tail for _, _, tail in parts.values()):
@@ -98,7 +73,7 @@ def make_folds(
 ) -> tuple[Fold, ...]:
     """One fold a drive, packed where it is not yet; `only` picks the drives that are left out."""
     pictures = find_all(root)
-    drives = drives_of(list(pictures))
+    drives = without_common_part(drives_of(pictures))
     for name in only:
         if name not in drives:
             raise ConfigError(f"no drive {name!r}{nearest(name, drives)}; there are: {', '.join(drives)}")

@@ -70,6 +70,10 @@ class DataConfig:
     """Split of the manifest that is trained on."""
     val_split: str = "val"
     """Split that is evaluated."""
+    held_out: str = ""
+    """Drives of the training split, such as camvid_000006 or aachen,ulm, that are not trained on, and are
+    evaluated in place of val_split: to choose settings by. Each is the beginning of its samples' keys, up to
+    an underscore. Empty holds none out."""
     input_height: int = 128
     """Rows that a whole picture is brought to before the network sees it; recorded in the model."""
     input_width: int = 256
@@ -109,6 +113,11 @@ class DataConfig:
     gives all of that back."""
 
     @property
+    def held_out_drives(self) -> tuple[str, ...]:
+        """The drives that are held out, one by one."""
+        return tuple(self.held_out.split(",")) if self.held_out else ()
+
+    @property
     def listed_split(self) -> str:
         """Split of --shards that stands for training: the evaluated one where unindexed shards are read."""
         return self.val_split if self.unindexed_train else self.train_split
@@ -132,4 +141,18 @@ class DataConfig:
         require(
             0.0 <= self.quarantine_share <= 1.0,
             f"data.quarantine_share is a share in [0, 1], got {self.quarantine_share}",
+        )
+        self._check_held_out()
+
+    def _check_held_out(self) -> None:
+        drives = self.held_out_drives
+        require(
+            all(drive and drive == drive.strip() for drive in drives) and len(set(drives)) == len(drives),
+            f"data.held_out takes names of drives, each once, joined by commas without blanks, "
+            f"got {self.held_out!r}",
+        )
+        require(
+            not (self.held_out and self.unindexed_train),
+            "data.held_out tells samples apart by their keys, which unindexed shards do not list; index them "
+            "with python jobs/shards.py index, or leave out --data.held_out or --data.unindexed_train",
         )

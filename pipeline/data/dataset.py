@@ -7,9 +7,14 @@ offset, never a wrong picture. Threads may share a data set; each takes a reader
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-from pipeline.config import StoreConfig
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import DataConfig, StoreConfig
+from pipeline.data.drives import Part, refuse_wrong_drives
 from pipeline.data.index import SampleEntry, load_index
 from pipeline.data.index_cache import IndexCache
 from pipeline.data.labels import ClassTable
@@ -21,17 +26,30 @@ from pipeline.errors import ShardError, nearest
 
 _PROBES = 32
 """Indexes that are read before a run."""
+_INDEX_READERS = 8
+"""Threads that read all indexes of a split: each read at an address waits for a server."""
 _DEFAULTS = StoreConfig()
 
 
 class ShardDataset:
-    """The samples of one split, by (shard, sample) or by index in shard order."""
+    """The samples of one split, or of a part of it, by (shard, sample) or by index in shard order.
 
-    def __init__(self, store: Store, manifest: Manifest, split: Split) -> None:
+    In a part the samples of a shard are numbered anew, without those that are left out; nothing of a whole
+    split or of its shards is copied.
+    """
+
+    def __init__(
+        self, store: Store, manifest: Manifest, split: Split,
+        part: Part | None = None, counts: NDArray[np.int64] | None = None,
+    ) -> None:  # fmt: skip
+        """`counts` are what the part has of each shard's samples."""
         self.manifest = manifest
         self.split = split
+        self.part = part
+        self.counts = split.counts if counts is None else counts
+        """Samples of each shard, int64; a part may have none of a shard."""
         self._store = store
-        self._ends = np.cumsum(split.counts)
+        self._ends = np.cumsum(self.counts)
         self._indexes = IndexCache(self._load_index)
 
     @classmethod
@@ -61,8 +79,47 @@ class ShardDataset:
         """What the train ids mean."""
         return self.manifest.classes
 
+    @property
+    def shards(self) -> list[ShardEntry]:
+        """The shards that have a sample of these."""
+        return [self.split.shards[int(at)] for at in np.flatnonzero(self.counts)]
+
     def __len__(self) -> int:
-        return self.split.samples
+        return int(self.counts.sum())
+
+    def hold_out(self, drives: Sequence[str]) -> tuple[ShardDataset, ShardDataset]:
+        """All samples but those of the drives, and those alone, of the same shards.
+
+        Reads every index once. Raises ConfigError for a drive that no sample is of, and where none is left.
+        """
+        assert self.part is None, self.part
+        held_out = Part(tuple(drives), is_held_out=True)
+        counts = np.zeros_like(self.counts)
+        unknown = dict.fromkeys(drives)
+        for shard, keys in enumerate(self._keys_by_shard()):
+            theirs = [key for key in keys if held_out.has(key)]
+            counts[shard] = len(theirs)
+            for drive in [d for d in unknown if any(map(Part((d,), is_held_out=True).has, theirs))]:
+                del unknown[drive]
+        rest = self.counts - counts
+        if unknown or not rest.any():
+            refuse_wrong_drives(list(unknown), int(rest.sum()), self.split.name, self.keys())
+        parts = (Part(held_out.drives, is_held_out=False), rest), (held_out, counts)
+        trained, evaluated = (
+            ShardDataset(self._store, self.manifest, self.split, part, of_shards) for part, of_shards in parts
+        )
+        return trained, evaluated
+
+    def keys(self) -> list[str]:
+        """The keys of all samples, shard by shard; reads every index."""
+        return [key for keys in self._keys_by_shard() for key in keys]
+
+    def _keys_by_shard(self) -> Iterator[list[str]]:
+        with ThreadPoolExecutor(_INDEX_READERS, thread_name_prefix="keys") as pool:
+            yield from pool.map(self._keys_of, range(len(self.split.shards)))
+
+    def _keys_of(self, shard: int) -> list[str]:
+        return [entry.key for entry in self._load_index(shard)]
 
     def preflight(self) -> None:
         """Raises ShardError for a listed shard, or index, that is absent or not the manifest's.
@@ -120,7 +177,19 @@ class ShardDataset:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} samples")
         shard = int(np.searchsorted(self._ends, index, side="right"))
-        return shard, index - int(self._ends[shard] - self.split.counts[shard])
+        return shard, index - int(self._ends[shard] - self.counts[shard])
 
     def _load_index(self, shard: int) -> tuple[SampleEntry, ...]:
-        return load_index(self._store, self.split.shards[shard])
+        entries, part = load_index(self._store, self.split.shards[shard]), self.part
+        return entries if part is None else tuple(entry for entry in entries if part.has(entry.key))
+
+
+def open_splits(root: str, config: DataConfig) -> tuple[ShardDataset, ShardDataset]:
+    """What a run is trained on, or what stands for it, and what it is evaluated on.
+
+    Raises ShardError for an absent or empty split, ConfigError for drives that cannot be held out.
+    """
+    training = ShardDataset.open(root, config.listed_split, config.store)
+    if config.held_out:
+        return training.hold_out(config.held_out_drives)
+    return training, ShardDataset.open(root, config.val_split, config.store)

@@ -103,7 +103,7 @@ class TrainLoader:
         self._setup = Setup(dataset.root, dataset.classes.num_classes, config, seed, batch_per_rank)
         batch_global = world.size * batch_per_rank * parts.micro_batches
         streams = fit_streams(config.streams, len(dataset), config.block, batch_global)
-        self._plan = EpochPlan(dataset.split.counts, seed, streams, config.block)
+        self._plan = EpochPlan(dataset.counts, seed, streams, config.block)
         self._usage = LoaderUsage(workers=config.loader_workers)
         cv2.setNumThreads(0)  # its own pool would compete with workers and training threads for the cores
 
@@ -134,12 +134,13 @@ class TrainLoader:
 
     def order(self) -> dict[str, Any]:
         """What the samples and pixels of a position depend on, as JSON values, for checkpoints."""
+        part = self._dataset.part
         return {
             "manifest_id": self._dataset.manifest.id,
             "split": self._dataset.split.name,
             "plan": self._plan.constants(),
             "augment": crops.constants(self._config),
-        }
+        } | ({"held_out": ",".join(part.drives)} if part else {})
 
     @staticmethod
     def refuse_other_order(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:

@@ -72,7 +72,7 @@ def first_shards(
     `batch_global` is what all ranks read in a step, as the order of samples depends on it.
     """
     streams = fit_streams(config.streams, len(training), config.block, batch_global)
-    plan = EpochPlan(training.split.counts, seed, streams, config.block)
+    plan = EpochPlan(training.counts, seed, streams, config.block)
     shards, first = np.unique(plan.at(samples)[:, 1], return_index=True)
     return [training.split.shards[int(shard)] for shard in shards[np.argsort(first)]]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from pipeline.config import Config, StoreConfig
-from pipeline.data.dataset import ShardDataset
+from pipeline.data.dataset import open_splits
 from pipeline.data.store import open_store
 from pipeline.data.store.address import is_address, parse_address
 from pipeline.data.unindexed_stream import shards_of
@@ -42,8 +42,7 @@ class Checked:
 
 def check_run(config: Config, shards: str, run_dir: Path) -> Checked:
     """Facts about a run that can start; raises a PipelineError for the first thing that forbids it."""
-    train = ShardDataset.open(shards, config.data.listed_split, config.data.store)
-    val = ShardDataset.open(shards, config.data.val_split, config.data.store)
+    train, val = open_splits(shards, config.data)
     for dataset in (train, val):
         dataset.preflight()
     check_decoded_cache(config.data.decoded_cache)
@@ -58,6 +57,8 @@ def check_run(config: Config, shards: str, run_dir: Path) -> Checked:
         if unindexed
         else f"{len(train)} samples"
     )
+    if val.part:
+        training += f", {len(val)} held out"
     return Checked(train.manifest.id, training, parameters, needed)
 
 

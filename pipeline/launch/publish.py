@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from pipeline.config import Config
+from pipeline.config import Config, DataConfig
 from pipeline.config.model_names import backbone_details, backbone_name, head_details
 from pipeline.data.decode import decode_rgb
 from pipeline.errors import CheckpointError, PipelineError, without_credentials
@@ -126,11 +126,19 @@ def model_facts(run_dir: Path, predictor: Predictor, config: Config, git_commit:
         head=head_details(card.model.head),
         params_m=sum(p.numel() for p in predictor.model.parameters()) / 1e6,
         input_size=(card.input_height, card.input_width),
-        data=f"splits {config.data.unindexed_train or config.data.train_split} and {config.data.val_split}",
+        data=_data(config.data),
         manifest_id=card.manifest_id,
         git_commit=git_commit,
         iou={str(row[0]): row[1] for row in tables[-1].rows} if tables else {},
     )
+
+
+def _data(config: DataConfig) -> str:
+    """What it was trained on, and what the scores are of."""
+    if config.held_out:
+        drives = ", ".join(config.held_out_drives)
+        return f"split {config.train_split} without {drives}; scores are of {drives}, which were held out"
+    return f"splits {config.unindexed_train or config.train_split} and {config.val_split}"
 
 
 def same_mask(uri: str, tracking: str, predictor: Predictor) -> bool:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 
 from pipeline.config.model_names import backbone_name
-from pipeline.data.dataset import ShardDataset
+from pipeline.data.dataset import open_splits
 from pipeline.launch.job import Result
 from pipeline.launch.publish import Published, publish_best
 from pipeline.launch.train_job import Request
@@ -39,8 +39,7 @@ def report(request: Request, run: MlflowRun, result: Result) -> None:
 def describe(request: Request, tags: Mapping[str, str]) -> RunDescription:
     """The run as MLflow shows it."""
     config = request.config
-    train = ShardDataset.open(request.shards, config.data.listed_split)
-    val = ShardDataset.open(request.shards, config.data.val_split)
+    train, val = open_splits(request.shards, config.data)
     datasets = tuple(
         DatasetInfo(
             name=request.shards.rstrip("/").rpartition("/")[2],
@@ -50,6 +49,7 @@ def describe(request: Request, tags: Mapping[str, str]) -> RunDescription:
             manifest_id=dataset.manifest.id,
             samples=len(dataset),
             shards=len(dataset.split.shards),
+            part=str(dataset.part or ""),
             num_bytes=dataset.split.bytes,
             classes=dataset.classes.names,
         )

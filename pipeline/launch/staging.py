@@ -17,7 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import Config
-from pipeline.data.dataset import ShardDataset
+from pipeline.data.dataset import open_splits
 from pipeline.data.staging import Staged, first_shards, stage_shards
 from pipeline.data.store.address import is_address
 from pipeline.errors import PipelineError
@@ -82,8 +82,7 @@ def _stage(
     config = from_dict(settings)
     host = socket.gethostname()
     try:
-        training = ShardDataset.open(root, config.data.listed_split, config.data.store)
-        validation = ShardDataset.open(root, config.data.val_split, config.data.store)
+        training, validation = open_splits(root, config.data)
         shards = first_shards(
             training,
             config.data,
@@ -92,7 +91,7 @@ def _stage(
             range(position, position + config.data.store.lookahead * num_workers),
         )
         # Each once: with unindexed shards, or one split for both, what is evaluated stands for training too.
-        needed = list(dict.fromkeys([*shards, *validation.split.shards]))
+        needed = list(dict.fromkeys([*shards, *validation.shards]))
         return host, stage_shards(root, needed, config.data.store)
     except PipelineError as error:
         return host, error

@@ -69,6 +69,6 @@ def model_card(facts: ModelFacts, uri: str) -> str:
         "single-channel PNG of the same size holding label ids of the data set. In JSON both are base64.\n"
         "Without MLflow: `python jobs/predict.py --model URI PICTURE --out DIR`.\n\n"
         "### Limits\n"
-        "Scores are for the validation split of the data above; other cameras, cities and weather are "
+        "Scores are for the evaluated part of the data above; other cameras, cities and weather are "
         "untested. Every pixel gets a class, whether or not the picture shows one.\n"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,6 +29,8 @@ class DatasetInfo:
     shards: int
     num_bytes: int
     classes: tuple[str, ...]
+    part: str = ""
+    """Which of the split's samples these are, such as `without camvid_000006`; empty for all of them."""
 
 
 class WebDatasetSource(DatasetSource):
@@ -74,6 +77,14 @@ class _Metadata(MetaDataset):
         return
 
 
+def _digest(info: DatasetInfo) -> str:
+    """What pins the samples: MLflow takes data sets of one name and digest for the same one."""
+    digest = info.manifest_id
+    if info.part:
+        digest = hashlib.sha256(f"{digest} {info.part}".encode()).hexdigest()
+    return digest[:DIGEST_LENGTH]
+
+
 def dataset_input(info: DatasetInfo) -> DatasetInput:
     """The entity that `MlflowClient.log_inputs` takes, tagged as training or evaluation data."""
     source = WebDatasetSource(
@@ -86,7 +97,8 @@ def dataset_input(info: DatasetInfo) -> DatasetInput:
             "bytes": info.num_bytes,
             "classes": list(info.classes),
         }
+        | ({"part": info.part} if info.part else {})
     )
     name = f"{info.name}-{info.split}"
-    dataset = _Metadata(source, name=name, digest=info.manifest_id[:DIGEST_LENGTH])
+    dataset = _Metadata(source, name=name, digest=_digest(info))
     return DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", info.context)])

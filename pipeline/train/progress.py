@@ -38,7 +38,8 @@ class Progress:
         if not self._world.is_main:
             return
         resumed = f"step {self._start_step}" if self._start_step else "no"
-        data = f"{dataset.manifest.id[:4]}…({len(dataset)})"
+        part = f" {dataset.part}" if dataset.part else ""
+        data = f"{dataset.manifest.id[:4]}…({len(dataset)}{part})"
         if self._config.data.unindexed_train:
             data = "unindexed"
         logger.info(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Config, require
-from pipeline.data.dataset import ShardDataset
+from pipeline.data.dataset import ShardDataset, open_splits
 from pipeline.data.loader import TrainLoader
 from pipeline.data.plan import StepParts
 from pipeline.data.quarantine import Quarantine, listed, quarantine_limit
@@ -93,8 +93,7 @@ def assemble(config: Config, shards: str, run_dir: Path, context: RunContext) ->
     determinism.settle_kernels(config.train, config.launch.threads_per_worker)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    training = ShardDataset.open(shards, config.data.listed_split, config.data.store)
-    validation = ShardDataset.open(shards, config.data.val_split, config.data.store)
+    training, validation = open_splits(shards, config.data)
     limit = quarantine_limit(config.data, len(training))
     quarantine = Quarantine(run_dir, limit, counts_earlier=world.is_main)
     loader = _build_loader(config, training, quarantine, world, device)

@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pipeline.launch.local_cluster import LocalCluster
 from pipeline.tracking.journal import Event, Metrics, Record, read_journal
 from pipeline.train.checkpoint import newest_checkpoint
+from tests.dist.ray_processes import train_workers
 
 pytestmark = pytest.mark.cluster
 LONG = ["--train.steps", "300", "--train.checkpoint_every", "20", "--train.evaluate_every", "300"]
@@ -32,10 +32,6 @@ POINTS = list(range(2, 301, 2))
 
 def curve(records: list[Record]) -> list[int]:
     return [r.step for r in records if isinstance(r, Metrics) and "train/loss" in r.values]
-
-
-def train_workers(cluster: LocalCluster) -> list[psutil.Process]:
-    return [p for p in cluster.processes() if "RayTrainWorker" in p.name() + " ".join(p.cmdline())]
 
 
 def test_rank_that_is_told_to_go_loses_no_step_and_the_job_goes_on_by_itself(

@@ -76,6 +76,7 @@ def test_two_ranks_train_to_one_result(shards: str, tmp_path: Path) -> None:
     [
         ({"train__stesp": 3}, "did you mean train.steps?"),  # by every rank, before they meet
         ({"data__train_split": "trian"}, "did you mean train?"),  # by rank 0, when they have met
+        ({"data__held_out": "nowhere"}, "no sample of split train is of that drive; its"),
     ],
 )
 def test_refusal_is_one_line_of_rank_0_and_the_exit_code_of_all(

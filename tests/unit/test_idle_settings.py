@@ -54,6 +54,7 @@ def test_other_heads_refuse_every_setting_of_similarity_and_no_other(kind):
         ({"model.head.intra_form": "l1", "model.head.q": "1"}, "--model.head.intra_form cosine"),
         ({"model.backbone.architecture": "hub/net", "model.backbone.stem": "v1c"}, "says what the backbone"),
         ({"data.prefetch": "8"}, "loader_workers"),
+        ({"data.held_out": "ulm", "data.val_split": "val"}, "the drives of data.held_out are evaluated"),
         ({"train.virtual_shards": "4"}, "elastic determinism alone"),
         ({"train.determinism": "exact", "train.virtual_shards": "4"}, "elastic determinism alone"),
         ({"train.determinism": "elastic", "train.accumulation": "2"}, "a micro-batch for each virtual shard"),

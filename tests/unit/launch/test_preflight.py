@@ -38,6 +38,11 @@ def test_facts_of_a_run_that_can_start(shards: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_held_out_samples_are_told_beside_those_that_are_trained_on(shards: Path, tmp_path: Path) -> None:
+    config = Config(model=TINY, data=DataConfig(held_out="train_000003"))
+    assert check_run(config, str(shards), tmp_path / "x").training == "3 samples, 1 held out"
+
+
 def test_unindexed_shards_are_looked_at_and_not_taken_for_the_evaluated_samples(
     shards: Path, tmp_path: Path
 ) -> None:

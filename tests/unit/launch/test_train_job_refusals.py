@@ -52,6 +52,16 @@ def refuse(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[Result, str]
         (["--init-from", "models:/x/1"], "--init-from is not in this version yet"),
         (["--extend"], "--extend goes on with a finished run: type its --name"),
         (["--data.train_split", "trian"], "did you mean train?"),
+        (
+            ["--data.held_out", "train_00001"],
+            "no sample of split train is of that drive (did you mean train_",
+        ),
+        (["--data.held_out", "train"], "takes all 4 samples of split train and leaves none to train on"),
+        (["--data.held_out", "train_000001", "--data.val_split", "val"], "leave out --data.val_split, or"),
+        (
+            ["--data.held_out", "train", "--data.unindexed_train", "/x/{0..9}.tar"],
+            "unindexed shards do not list",
+        ),
         (["--data.decoded_cache", "s3://b/x"], "--data.decoded_cache s3://b/x: files are kept in a folder"),
         (["--data.decoded_cache", f"{ROOT}/README.md/x"], f"{ROOT}/README.md is a file; type a folder"),
         (

@@ -11,8 +11,10 @@ from pipeline.data.quarantine import num_quarantined
 from pipeline.errors import CheckpointError, ShardError
 from pipeline.recipes import recipe
 from pipeline.settings import with_settings
-from pipeline.train import checkpoint, metrics
+from pipeline.train import checkpoint, loop, metrics
+from pipeline.train.evaluate import evaluate
 from pipeline.train.loop import fit
+from pipeline.train.step import to_device
 
 SETTINGS = {
     "data.input_height": 48, "data.input_width": 64, "data.crop_height": 32, "data.crop_width": 32,
@@ -69,6 +71,32 @@ def test_an_extended_run_ends_bit_for_bit_as_the_repeat_of_its_recorded_config(
     assert_same_bits(tmp_path / "repeat", tmp_path / "run")
     assert untimed(first.points | second.points) == untimed(repeat.points)
     assert not first.points.keys() & second.points.keys(), "no point twice"
+
+
+def test_held_out_drives_are_scored_and_never_trained_on_and_a_resumed_run_keeps_to_that(
+    shards, tmp_path, surroundings, monkeypatch
+):
+    trained, scored = set(), []
+    monkeypatch.setattr(
+        loop, "to_device", lambda batch, device: trained.update(batch.keys) or to_device(batch, device)
+    )
+    monkeypatch.setattr(
+        loop, "evaluate", lambda model, data, *more, **named: (
+            scored.append(data.keys()) or evaluate(model, data, *more, **named)
+        )
+    )  # fmt: skip
+    settings, whole = config(data__held_out="tiny_000002,tiny_000007"), surroundings()
+    fit(settings, shards, tmp_path / "whole", whole)
+    drives = [f"tiny_{index:06d}_000019" for index in range(13)]
+    held_out = [drives[2], drives[7]]
+    assert trained == set(drives) - set(held_out)  # 24 samples: over two epochs of 11
+    assert scored == [held_out, held_out]
+    fit(settings, shards, tmp_path / "parts", surroundings("a", stop_step=1))
+    fit(settings, shards, tmp_path / "parts", surroundings("b"))
+    assert trained == set(drives) - set(held_out)
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+    with pytest.raises(CheckpointError, match="made with held_out = 'tiny_000002,tiny_000007'"):
+        fit(config(train__steps=8), shards, tmp_path / "parts", surroundings("c"))
 
 
 def assert_same_bits(whole, parts):
