@@ -47,8 +47,8 @@ def recorded(run_dir: Path) -> dict[str, list[int]]:
 
 
 def test_whatever_ended_a_job_while_the_server_was_away_the_same_words_ship_what_it_lacks(
-    server: TrackingServer, start_job, ray_environment: dict[str, str], ray_head: LocalCluster, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    server: TrackingServer, start_job, ray_environment: dict[str, str], ray_head: LocalCluster,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     run_dir = tmp_path / "runs" / "away"
     words = ["--name", "away", "--workers", "2", "--train.steps", "900", "--train.checkpoint_every", "20"]

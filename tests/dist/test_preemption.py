@@ -1,4 +1,4 @@
-"""Ranks that are told to go, and nodes that go: the others train on, and the plan's samples stay the plan's."""
+"""Ranks that are told to go, and CPUs that go: the others train on, and the samples stay the plan's."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ time.sleep(1000)
 
 
 class Neighbour:
-    """Somebody else's actor, which takes the next CPU of the cluster that becomes free, until it is closed."""
+    """Somebody else's actor, which takes the cluster's next free CPU until it is closed."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.process = subprocess.Popen(

@@ -1,6 +1,6 @@
-"""A run kept in an object store: killed at any point of an upload, its machine gone, it ends as if nothing had been.
+"""A run in an object store: killed anywhere in an upload, its machine gone, it ends as if nothing had been.
 
-Real processes, real signals, a server that heeds conditions; the oracle is one undisturbed run in a local folder.
+Real processes, real signals, a server that heeds conditions; the oracle is an undisturbed run in a folder.
 """
 
 import json
@@ -98,8 +98,8 @@ POINTS = {
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)).replace(" ", "-"),
 )
 def test_killed_at_any_point_of_an_upload_it_ends_bit_for_bit_also_where_the_machine_is_gone(
-    point: tuple[str, str, int], machine: str, attempts: Attempts, case: Callable[..., dict], undisturbed: Path,
-    tmp_path: Path,
+    point: tuple[str, str, int], machine: str, attempts: Attempts, case: Callable[..., dict],
+    undisturbed: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     killed = attempts(run=case(at=point, signal=signal.SIGKILL))
     assert killed["signal"] == signal.SIGKILL, attempts.log.read_text()

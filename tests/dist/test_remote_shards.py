@@ -189,7 +189,8 @@ def large(served) -> tuple[str, bytes]:
         (folder / "train" / "train-000000.index.jsonl").write_text("{}\n")
         content = json.loads((served / "bucket" / "city" / "manifest.json").read_text())
         shard = {"name": "train/train-000000.tar", "samples": 1, "bytes": len(data),
-                 "sha256": hashlib.sha256(data).hexdigest(), "index_sha256": hashlib.sha256(b"{}\n").hexdigest()}  # fmt: skip
+                 "sha256": hashlib.sha256(data).hexdigest(),
+                 "index_sha256": hashlib.sha256(b"{}\n").hexdigest()}  # fmt: skip
         content["splits"] = {"train": {"samples": 1, "bytes": len(data), "shards": [shard]}}
         del content["id"]
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
