@@ -25,7 +25,7 @@ help: ## Show the targets.
 	@echo 'make ui      browse runs, curves, pictures and models'
 	@echo 'make test    the whole test suite'
 	@echo 'make check   format, lint, types, import contracts'
-	@echo 'make chaos   [ARGS="--points 160 --ray-points 40 --seed 0"]: kill runs anywhere, compare every bit'
+	@echo 'make chaos   [ARGS="--points 160 --ray-points 40 --remote-points 12 --seed 0"]: kill runs anywhere, compare every bit'
 	@echo 'make bench   BENCH=loader [ARGS="--json FILE"]'
 	@echo 'make clean   remove what can be made again: caches, $(VENV), $(BENCH_VENV); never $(RUNS)/'
 
@@ -51,7 +51,7 @@ train: $(STAMP) ## Train through a local Ray head, from the data set to a regist
 	@exec $(BIN)/python -m pipeline.launch.make_train --runs "$(RUNS)" --cityscapes "$(CITYSCAPES)" \
 		--recipe "$(RECIPE)" --workers "$(WORKERS)" -- $(ARGS)
 
-# Two processes: one for the tests of tests/dist, which share a Ray head and mostly wait, one for all others.
+# Two processes: one begins with the tests that share a Ray head and mostly wait, one with all others.
 test: $(STAMP) ## Run the whole test suite.
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 

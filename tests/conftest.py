@@ -39,10 +39,10 @@ def write_scene(root: Path, split: str, index: int) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of real Ray share one head, so they stay in one process; others stay with their file."""
+    """Tests of the shared Ray head stay in one process, all others with their file."""
+    on_ray = {item.path for item in items if "ray_head" in getattr(item, "fixturenames", ())}
     for item in items:
-        in_dist = "dist" in item.path.parts
-        item.add_marker(pytest.mark.xdist_group("dist" if in_dist else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else str(item.path)))
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,11 @@ _ATTEMPT = re.compile(r"(\d{4,})-[0-9a-f]+")
 class SupersededError(WorldStateError):
     """A later attempt of the run has begun: nothing that this one does counts any more."""
 
+    def __init__(self, said: str, newest: int = 0) -> None:
+        """`newest` is the number of that attempt, 0 where it is not known."""
+        super().__init__(said)
+        self.newest = newest
+
 
 def begin_attempt(run_dir: Path, job: str = "", least: int = 1) -> str:
     """The name of a new attempt, such as `0007-3f9c1a`; all earlier ones are refused from now on.
@@ -69,7 +74,8 @@ def refuse_superseded(run_dir: Path, attempt: str) -> None:
     if newest > token_of(attempt):
         raise SupersededError(
             f"attempt {attempt} of run {run_dir.name} is over: attempt {newest:04d} has begun since; "
-            "this process was taken for dead, and nothing that it does counts any more"
+            "this process was taken for dead, and nothing that it does counts any more",
+            newest,
         )
 
 

@@ -1,4 +1,4 @@
-"""A rank that is told to go: SIGTERM to its process, or the drain of its node, as a wish to stop.
+"""A rank that is told to go, by SIGTERM to its process: a wish to stop.
 
 Ray ends a worker at SIGTERM, and every step since the newest checkpoint with it. Here it is a wish
 that rides on the next step's reduction, so that all ranks checkpoint at the end of a step.
@@ -13,18 +13,13 @@ from types import FrameType
 
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
-from ray.train.v2._internal.execution.context import get_train_context
 
 _told = threading.Event()
 
 
 def told_to_go() -> bool:
-    """True once this rank's process heard SIGTERM, or a node of this attempt is to be taken away.
-
-    What Ray's watcher left here is read as it is: `ray.train.get_preemption_info` is a collective of all
-    ranks by way of an actor, which each step would wait for.
-    """
-    return _told.is_set() or get_train_context().preemption_context.preemption_info is not None
+    """True once this rank's process heard SIGTERM."""
+    return _told.is_set()
 
 
 def hear_sigterm() -> None:

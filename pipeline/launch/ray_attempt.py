@@ -25,6 +25,7 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from pipeline.config import Config
 from pipeline.launch.attempt_failure import lost_by
+from pipeline.launch.drains import DrainWatch
 from pipeline.launch.log_follower import LogFollower
 from pipeline.launch.pulse import Pulse, beat_file
 from pipeline.launch.rank_signals import HearingTorchConfig, told_to_go
@@ -72,10 +73,10 @@ def run_attempt(
     with LogFollower(log_file(launch.run_dir, attempt), begun):
         # In a thread of its own: in the main one Ray would take SIGINT and end without a checkpoint.
         outcome = _Outcome(_trainer(launch, attempt))
+        drains = DrainWatch()
         asked = ordered = False
         while not outcome.wait(LOOK_EVERY_S):
-            if signals.stop_wanted() and not asked:
-                logger.info("[event] asked to stop: checkpointing at the end of the step")
+            if not asked and _must_stop(signals, drains, watch):
                 request_stop(launch.run_dir, attempt)
                 asked = True
             if hung is None and (hung := watch.look()):
@@ -91,6 +92,14 @@ def run_attempt(
     finally:
         if spares:
             spares.pause()
+
+
+def _must_stop(signals: StopSignals, drains: DrainWatch, watch: RankWatch) -> bool:
+    """Whether the ranks shall stop after a checkpoint, said once it is so."""
+    if signals.stop_wanted():
+        logger.info("[event] asked to stop: checkpointing at the end of the step")
+        return True
+    return drains.seen(place.node for place in watch.places())
 
 
 class _Trainer(TorchTrainer):

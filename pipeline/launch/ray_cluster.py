@@ -23,8 +23,8 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     # A lost node shall cost half a minute of waiting for its return, not a whole one.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
-    # Seconds between two looks for nodes that are to be taken away; 5 by default, of the little time left.
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    # The driver looks for nodes that are to be taken away: one process less to start and to keep in reserve.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Ray shows each print twice in a job's log otherwise.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     # By default the controller alone has this, and no process in reserve would fit it.

@@ -7,15 +7,21 @@ other; what makes it safe when it errs is the fence (remote_fence.py).
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import WorldStateError
+from pipeline.config import StoreConfig
+from pipeline.data.store import open_objects
+from pipeline.errors import WorldStateError, one_line
+from pipeline.launch.fence import SupersededError
 from pipeline.launch.remote_fence import holder
 
 if TYPE_CHECKING:  # it imports boto3, which runs in a folder do without
@@ -29,18 +35,43 @@ RENEW_S = 4.0
 INTERVALS = 4
 """A lease that stays as it is for so many of its renewals is a dead one's."""
 _LONGEST_RENEW_S = 60.0
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+def lock_identity(path: Path) -> str:
+    """What a lock file of this machine has in common with no other one, as long as the machine runs.
+
+    "" where the machine does not tell. The start of the kernel is in it: disks that were cloned are the
+    same in all else.
+    """
+    try:
+        stat, boot = path.stat(), _BOOT.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+    return f"{socket.gethostname()}:{boot}:{stat.st_dev}:{stat.st_ino}"
 
 
 class RemoteLease:
-    """The lease of a run, held from `acquire` to `release`; `lost` is called, once, where another took it."""
+    """The lease of a run, held from `acquire` to `release`; `lost` is called, once, with why it ended before.
 
-    def __init__(self, store: ObjectStore, copy: str, lost: Callable[[], None]) -> None:
+    `lock` is the identity of the lock that this process holds on the working copy.
+    """
+
+    def __init__(
+        self, store: ObjectStore, config: StoreConfig, lock: str, lost: Callable[[str], None]
+    ) -> None:
         self._store, self._lost = store, lost
-        self._said = holder() | {"copy": copy, "job": secrets.token_hex(8), "renew_s": RENEW_S}
+        # Of one renewal that hangs there is time for two more until somebody may take the lease: each has
+        # half an interval to connect, half of one for the answer, and is not tried again in itself.
+        quick = dataclasses.replace(config, timeout_s=min(config.timeout_s, RENEW_S / 2), attempts=1)
+        self._renewing = open_objects(store.root, quick)
+        self._said = holder() | {"lock": lock, "job": secrets.token_hex(8), "renew_s": RENEW_S}
         self._renewals = 0
         self._tag = ""
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._sure_until_s = 0.0
+        self._writing = threading.Lock()
+        self._over, self._is_lost = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     def acquire(self) -> None:
         """Take it; raises WorldStateError where a live job holds it, or the store has no conditions."""
@@ -52,8 +83,8 @@ class RemoteLease:
                     self._tag = made.tag if made and made.data == self._content() else ""
                 continue
             said = _parsed(there)
-            # Of this very copy: its folder is locked by this process, so whoever held the lease is dead.
-            if not said.get("released") and said.get("copy") != self._said["copy"]:
+            # Of this very lock, which this process holds: whoever held the lease is dead.
+            if not said.get("released") and (not said.get("lock") or said["lock"] != self._said["lock"]):
                 self._watch(there, said)
             self._tag = self._store.replace(NAME, self._content(), there.tag) or ""
         if not self._store.heeds_conditions(NAME):
@@ -63,22 +94,35 @@ class RemoteLease:
                 f"the store at {self._store.root} says yes to writes whose condition (If-None-Match, "
                 "If-Match) does not hold, so two jobs could write one run; take a store that knows them"
             )
+        self._sure_until_s = time.monotonic() + INTERVALS * RENEW_S
         self._thread.start()
 
-    def release(self, *, began: bool) -> None:
-        """Let the next job take it at once; a run that never began leaves nothing."""
+    def confirm(self) -> None:
+        """Renew it now; raises SupersededError where it was lost, WorldStateError where none answers."""
+        if not self._is_lost.is_set() and not self._replace(self._store):
+            self._lose("was taken over")
+        self.refuse_lost()
+
+    def refuse_lost(self) -> None:
+        """Raises SupersededError where it is known to be lost; asks nobody."""
+        if self._is_lost.is_set():
+            raise SupersededError(
+                f"run {self._store.root} is another job's by now: the lease of this one was lost, and "
+                "nothing that this process does counts any more"
+            )
+
+    def release(self) -> None:
+        """Let the next job take it at once; never touches a lease that is another's by now."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()
-        if not self._tag:
-            return
         try:
-            if began:
-                self._store.replace(NAME, self._content(released=True), self._tag)
-            else:
-                self._store.remove(NAME)
+            if self._tag and not self._is_lost.is_set():
+                # Not removed: not every store has a condition for that, and it might be another's by then.
+                self._replace(self._store, released=True)
         except WorldStateError as error:
             logger.debug("the lease stays: %s", error)
+        self._renewing.close()
 
     def _watch(self, there: Tagged, said: dict[str, Any]) -> None:
         """Returns when the lease did not change for long enough; raises WorldStateError where it did."""
@@ -98,22 +142,64 @@ class RemoteLease:
                     "another --name"
                 )
 
-    def _renew(self) -> None:
-        while not self._over.wait(RENEW_S):
-            self._said["renewals"] = self._renewals + 1
-            try:
-                tag = self._store.replace(NAME, self._content(), self._tag)
-            except WorldStateError as error:  # away: the same content again, as it may have arrived
-                logger.debug("the lease was not renewed: %s", error)
-                continue
+    def _keep(self) -> None:
+        """Renew it until it is over or lost, whatever happens: a thread that ended unheard would cost it."""
+        pause_s = RENEW_S
+        try:
+            while not self._over.wait(pause_s):
+                try:
+                    kept = self._replace(self._renewing)
+                except WorldStateError as error:  # away, or slow
+                    self._say_late(error)
+                    pause_s = RENEW_S / 8
+                    continue
+                if not kept:
+                    self._lose("was taken over")
+                    return
+                pause_s = RENEW_S
+        except BaseException as error:  # noqa: BLE001 - said, and ends the job by its fence
+            self._lose(f"can no longer be renewed ({type(error).__name__}: {one_line(error, 200)})")
+
+    def _replace(self, store: ObjectStore, *, released: bool = False) -> bool:
+        """Whether the lease is still ours, and has a new content by now."""
+        with self._writing:
+            began_s = time.monotonic()
+            self._renewals += 1
+            content = self._content(released=released)
+            tag = store.replace(NAME, content, self._tag)
             if tag is None:
-                self._tag = ""
-                self._lost()
-                return
-            self._tag, self._renewals = tag, self._renewals + 1
+                there = store.read(NAME)
+                if there is None or _parsed(there).get("job") != self._said["job"]:
+                    return False
+                # An earlier one of ours, whose answer was lost, has arrived.
+                tag = store.replace(NAME, content, there.tag)
+            if tag is None:
+                return False
+            self._tag = tag
+            if began_s > self._sure_until_s:
+                logger.info("[event] the lease of %s is renewed again, and was nobody else's", store.root)
+            self._sure_until_s = began_s + INTERVALS * RENEW_S
+            return True
+
+    def _say_late(self, error: WorldStateError) -> None:
+        logger.debug("the lease was not renewed: %s", error)
+        if 0.0 < self._sure_until_s < time.monotonic():
+            self._sure_until_s = 0.0
+            logger.warning(
+                "[event] the lease of %s was not renewed for %.0f s: another machine may take the run (%s)",
+                self._store.root, INTERVALS * RENEW_S, one_line(error, 200),
+            )  # fmt: skip
+
+    def _lose(self, why: str) -> None:
+        with self._writing:
+            known = self._is_lost.is_set()
+            self._is_lost.set()
+        if not known:
+            self._lost(why)
 
     def _content(self, *, released: bool = False) -> bytes:
-        return json.dumps(self._said | ({"released": True} if released else {})).encode()
+        said = self._said | {"renewals": self._renewals} | ({"released": True} if released else {})
+        return json.dumps(said).encode()
 
 
 def _parsed(there: Tagged) -> dict[str, Any]:

@@ -2,36 +2,33 @@
 
 Everything works in the copy, as in a folder of runs. The store has the truth: who may write (a lease), which
 attempt is the newest (a fence), and what was committed. A copy that no other machine went on from is kept
-as it is, and what it has beyond the store is shipped; any other is made anew from the store.
+as it is, and what it has beyond the store is shipped; any other is made anew from the store, after a number
+was taken: from then on nobody else adds to what it is made of.
 """
 
 from __future__ import annotations
 
 import logging
-import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 from pipeline.config import Config
 from pipeline.data.store import open_objects
 from pipeline.data.store.cache import locked
 from pipeline.errors import PipelineError, WorldStateError, one_line
-from pipeline.launch.fence import SupersededError, begin_attempt, note_newer
+from pipeline.launch.fence import SupersededError, begin_attempt, newest_token, note_newer, token_of
 from pipeline.launch.remote_checkpoints import FOLDER, entomb_unfinished, restore
-from pipeline.launch.remote_fence import newest_attempt, take_number
-from pipeline.launch.remote_lease import NAME as LEASE
-from pipeline.launch.remote_lease import RemoteLease
+from pipeline.launch.remote_copy import has_secret, is_newest, make_anew, new_secret, note_secret
+from pipeline.launch.remote_fence import newest_attempt, refuse_superseded_at, take_number
+from pipeline.launch.remote_lease import RemoteLease, lock_identity
 from pipeline.launch.shipment import Shipment
 from pipeline.launch.shipper import Shipper
-from pipeline.tracking.segments import is_segment, seals, segments_of
 
 logger = logging.getLogger(__name__)
 
-COPY = "copy"
-"""File of a working copy with its own name; written when the copy is whole."""
 FINISH_WAIT_S = 60.0
 """Longest time that a job's end waits for a store that is away."""
 
@@ -44,21 +41,29 @@ class RemoteRun:
         self.store = open_objects(self.address, config.data.store)
         self._keep_last = config.train.keep_last
         self._token = 0
+        self._unused = 0
+        """The number of a takeover, which the first attempt has."""
         self._attempt = ""
-        known = run_dir / COPY
-        self._copy = known.read_text() if known.exists() else secrets.token_hex(8)
-        self._lease = RemoteLease(self.store, self._copy, self._lost)
+        lock = lock_identity(lock_file(run_dir))
+        self._lease = RemoteLease(self.store, config.data.store, lock, self._lost)
 
     def begin_attempt(self, job: str = "") -> str:
         """The name of a new attempt, whose copy has the newest whole checkpoints of the store.
 
-        Raises WorldStateError for a store that is out of reach, or a disk that refuses.
+        Raises SupersededError where another job has the run by now, WorldStateError for a store that is
+        out of reach, or a disk that refuses.
         """
-        self._token = take_number(self.store, self._copy)
-        self._attempt = begin_attempt(self.run_dir, job, self._token)
+        self._lease.confirm()
         try:
-            # Only now: what an earlier attempt commits from here on finds its name taken.
-            entomb_unfinished(self.store, self.run_dir, self.store.names(f"{FOLDER}/"))
+            self._attempt = self._numbered(job)
+            self._token = token_of(self._attempt)
+            # Whoever lost the lease before this line is told here, and later the fence of the copy tells.
+            self._lease.refuse_lost()
+            # Only now: what an earlier attempt commits from here on finds its name taken. And a later one,
+            # where there is one by now, has nothing among these names.
+            names = self.store.names(f"{FOLDER}/")
+            refuse_superseded_at(self.store, self._token)
+            entomb_unfinished(self.store, self.run_dir, names)
             restore(self.store, self.run_dir, self._keep_last)
         except OSError as error:
             raise WorldStateError(
@@ -66,6 +71,22 @@ class RemoteRun:
                 "room, or type --data.store.cache_dir and a folder on a larger disk"
             ) from error
         return self._attempt
+
+    def _numbered(self, job: str) -> str:
+        """The name of a new attempt, which has one number at the store and in the copy."""
+        token, self._unused = self._unused, 0
+        while True:
+            if token:
+                refuse_superseded_at(self.store, token)
+            else:
+                secret = new_secret()
+                note_secret(self.run_dir, secret)
+                mine = partial(has_secret, self.run_dir)
+                token = take_number(self.store, secret, newest_token(self.run_dir) + 1, mine)
+            attempt = begin_attempt(self.run_dir, job, token)
+            if token_of(attempt) == token:
+                return attempt
+            token = 0  # a rank of an earlier attempt has just noted this very number here
 
     def shipment(self) -> Shipment:
         """What ships the attempt that began last."""
@@ -82,10 +103,13 @@ class RemoteRun:
         self._lease.acquire()
         newest = newest_attempt(self.store)
         self._token = newest.token
-        if newest.token and newest.copy == self._copy:
+        if newest.token and is_newest(self.store, self.run_dir, newest.copy):
             return
+        secret = new_secret()
+        if newest.token:
+            self._token = self._unused = take_number(self.store, secret)
         try:
-            self._make_anew()
+            make_anew(self.store, self.run_dir, secret, self._token)
         except OSError as error:
             raise WorldStateError(
                 f"a working copy of {self.address} cannot be kept in {self.run_dir}: {error.strerror}; make "
@@ -94,8 +118,7 @@ class RemoteRun:
 
     def release(self) -> None:
         """Let the run go."""
-        began = self._token > 0
-        self._lease.release(began=began)
+        self._lease.release()
         self.store.close()
 
     def finish(self, wait_s: float | None = None) -> str:
@@ -119,27 +142,9 @@ class RemoteRun:
                     )
                 time.sleep(min(1.0, wait_s))
 
-    def _make_anew(self) -> None:
-        """Make the copy from the store's records; checkpoints come when an attempt begins."""
-        if (self.run_dir / COPY).exists():
-            logger.info("[event] the run went on elsewhere: its copy on this machine is made anew")
-        shutil.rmtree(self.run_dir, ignore_errors=True)
-        self.run_dir.mkdir(parents=True)
-        for name in seals(self.store.names("journal/")):
-            self.store.create(name, b"")
-        names = self.store.names("")
-        for file, segments in segments_of(names).items():
-            lines = [there.data for name in segments if (there := self.store.read(name))]
-            (self.run_dir / file).parent.mkdir(exist_ok=True)
-            (self.run_dir / file).write_bytes(b"".join(lines))
-        for name in names:
-            if name != LEASE and not is_segment(name) and not name.startswith((f"{FOLDER}/", "attempts/")):
-                self.store.fetch(name, self.run_dir / name)
-        (self.run_dir / COPY).write_text(self._copy)
-
-    def _lost(self) -> None:
-        logger.warning("[event] the lease of %s was taken over: this job stops", self.address)
-        note_newer(self.run_dir, self._token + 1)
+    def _lost(self, why: str) -> None:
+        logger.warning("[event] the lease of %s %s: this job stops", self.address, why)
+        note_newer(self.run_dir, newest_token(self.run_dir) + 1)
 
 
 @contextmanager
@@ -163,6 +168,11 @@ def _shipping(shipment: Shipment, run_dir: Path, attempt: str) -> Iterator[Calla
         shipper.close()
 
 
+def lock_file(run_dir: Path) -> Path:
+    """What a process that works in a copy has locked; beside it, as the copy may be made anew."""
+    return run_dir.with_name(f"{run_dir.name}.lock")
+
+
 def shown(remote: RemoteRun | None, path: Path) -> str:
     """Where a file of a run is, for whoever reads of it, on whatever machine."""
     return f"{remote.address}/{path.relative_to(remote.run_dir).as_posix()}" if remote else str(path)
@@ -176,7 +186,7 @@ def held_run(runs: str, run_dir: Path, config: Config) -> Iterator[RemoteRun]:
     reach, and at the end where it lacks something of a training that went well.
     """
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    with locked(run_dir.with_name(f"{run_dir.name}.lock"), wait=False) as mine:
+    with locked(lock_file(run_dir), wait=False) as mine:
         if not mine:
             raise WorldStateError(
                 f"run {run_dir.name} is held by a live job on this machine; wait for it, stop it, or choose "

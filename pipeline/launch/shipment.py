@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 RECORDS = ("config.json", QUARANTINE, "report.html")
 """Files that change, shipped whenever they did."""
 RESULT = "result.json"
+Stamp = tuple[int, int] | bytes
+"""What a file that changes was when it was sent: its time and size, or all of a small one."""
 _MOST_ROUNDS = 8
 """Plans that may be overtaken by a process that ships the same copy, as a rank that was taken for dead."""
 
@@ -47,8 +49,8 @@ class Upload:
     """Made only where nothing has the name."""
     sha256: str = ""
     """What the file must be, where that is known."""
-    stamp: tuple[int, int] = (0, 0)
-    """Time and size of a file that changes."""
+    stamp: Stamp | None = None
+    """Of a file that changes."""
 
 
 class Shipment:
@@ -57,7 +59,7 @@ class Shipment:
     def __init__(self, store: ObjectStore, run_dir: Path, attempt: str, keep_last: int) -> None:
         self._store, self._run_dir, self._attempt, self._keep_last = store, run_dir, attempt, keep_last
         self._names: dict[str, int] | None = None
-        self._stamps: dict[str, tuple[int, int]] = {}
+        self._stamps: dict[str, Stamp] = {}
         self._damaged: set[str] = set()
 
     def ship(self) -> None:
@@ -111,17 +113,18 @@ class Shipment:
         if upload.sha256 and self._store.size(upload.name) != num_bytes:
             raise WorldStateError(f"{self._store.root}/{upload.name} has another size than what was sent")
         self._names[upload.name] = num_bytes
-        if upload.stamp != (0, 0):
+        if upload.stamp is not None:
             self._stamps[upload.name] = upload.stamp
         return True
 
 
 def planned(
-    run_dir: Path, names: Mapping[str, int], stamps: Mapping[str, tuple[int, int]], damaged: Container[str]
+    run_dir: Path, names: Mapping[str, int], stamps: Mapping[str, Stamp], damaged: Container[str]
 ) -> Iterator[Upload]:
     """What is to be shipped, in its order.
 
-    `names` are the store's objects, `stamps` what was sent of RECORDS, `damaged` checkpoints to leave out.
+    `names` are the store's objects, `stamps` what was sent of files that change, `damaged` checkpoints to
+    leave out.
     """
     folders = [folder for folder in list_committed(run_dir) if folder.name not in damaged]
     scores = {folder: _bytes(folder / SCORE) for folder in folders}
@@ -137,8 +140,8 @@ def planned(
         yield from _of_checkpoint(folder, names)
         score = scores[folder]
         name = f"{FOLDER}/{folder.name}/{SCORE}"
-        if score is not None and names.get(name) != len(score):
-            yield Upload(name, folder / SCORE)
+        if score is not None and stamps.get(name) != score:
+            yield Upload(name, folder / SCORE, stamp=score)
     yield from _changed(run_dir, (RESULT,), stamps)
 
 
@@ -159,9 +162,7 @@ def _of_checkpoint(folder: Path, names: Mapping[str, int]) -> Iterator[Upload]:
         yield Upload(commit_of(folder.name), data=content)
 
 
-def _changed(
-    run_dir: Path, records: tuple[str, ...], stamps: Mapping[str, tuple[int, int]]
-) -> Iterator[Upload]:
+def _changed(run_dir: Path, records: tuple[str, ...], stamps: Mapping[str, Stamp]) -> Iterator[Upload]:
     for name in records:
         path = run_dir / name
         try:

@@ -50,7 +50,7 @@ class Shipper:
                 self._shipment.ship()
             except SupersededError as error:
                 logger.warning("[event] %s", error)
-                note_newer(self._run_dir, token_of(self._attempt) + 1)
+                note_newer(self._run_dir, max(error.newest, token_of(self._attempt) + 1))
                 return
             except (PipelineError, OSError) as error:
                 self._say_away(error)

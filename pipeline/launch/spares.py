@@ -30,12 +30,12 @@ _MESSAGES: Any = node_manager_pb2  # made by a generator that writes no types
 _GRPC: Any = node_manager_pb2_grpc
 logger = logging.getLogger(__name__)
 
-TRAIN_ACTORS = 3
-"""Actors of Ray Train on the driver's node: controller, synchronization, preemption watcher."""
+TRAIN_ACTORS = 2
+"""Actors of Ray Train on the driver's node: controller and synchronization."""
 KEEP_S = 7 * 24 * 3600
 """Raylets end idle processes beyond their free CPUs after a second otherwise."""
 CALM_S = 5.0
-"""Training before any are ordered: a job of some seconds shall not pay for them."""
+"""Training before the first are ordered: a job of some seconds shall not pay for them."""
 AT_A_TIME = 2
 """Processes that start at once: a raylet drops what is ordered beyond its number of CPUs."""
 CALL_S = 5.0
@@ -72,7 +72,7 @@ class Spares:
             self._thread = None
 
     def _fill(self, ranks: list[Place]) -> None:
-        if self._stop.wait(self._calm_s):
+        if not self._ordered and self._stop.wait(self._calm_s):
             return
         try:
             for node in {self._here} | {place.node for place in ranks}:

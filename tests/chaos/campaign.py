@@ -1,11 +1,12 @@
 """Kills runs anywhere and looks whether each ends as if nothing had happened: `make chaos`.
 
-    make chaos ARGS="--points 160 --ray-points 40 --seed 0 --work runs/chaos --json FILE"
+    make chaos ARGS="--points 160 --ray-points 40 --remote-points 12 --seed 0 --work runs/chaos --json FILE"
 
 Every point is a run that is killed at a seeded place and resumed, half of them at another world size; its
 weights, optimizer state, samples, curves and checkpoints must be those of the undisturbed run, bit for bit.
 A point that was through is a line of WORK/rows.jsonl and does not come again at the same commit; the folder
-of one that differed stays to be looked at. Exit code 1 where any did.
+of one that differed stays to be looked at. Exit code 1 where any did, and where a kill that was planned did
+not come. Whatever ends this ends all that it started.
 """
 
 from __future__ import annotations
@@ -13,37 +14,40 @@ from __future__ import annotations
 import argparse
 import json
 import secrets
-import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from pipeline.launch.local_cluster import LocalCluster
-from tests.chaos.points import WORLDS, Point, draw_points
-from tests.chaos.points_run import judged, prepared, undisturbed
+from tests.chaos import summary
+from tests.chaos.nursery_client import ROOT, Nursery
+from tests.chaos.points import PHASES, WORLDS, Point, draw_points
+from tests.chaos.points_run import Outcome, judged, prepared, torchrun_outcome, undisturbed
 from tests.chaos.ray_runs import NUM_CPUS, environment_of, run_ray
+from tests.chaos.remote_runs import Store, object_store
 from tests.chaos.run_state import RunState, differences
-from tests.chaos.torchrun_runs import REFERENCE_WORLD, ROOT, RUN_NAME, Nursery, make_shards, run_torchrun
-
-Row = dict[str, Any]
+from tests.chaos.summary import Row
+from tests.chaos.torchrun_runs import REFERENCE_WORLD, make_shards
 
 
 class Campaign:
     """All points of a seed, in one working folder; made and used by `main`."""
 
-    def __init__(self, work: Path, seed: int, stack: ExitStack) -> None:
-        self.work, self.seed, self._stack = work, seed, stack
+    def __init__(self, work: Path, seed: int, remote: bool, stack: ExitStack) -> None:
+        """`remote` where there are points that need an object store."""
+        self.work, self.seed = work, seed
         self.commit = _commit()
         self.shards = make_shards(work)
-        self.nursery = stack.enter_context(Nursery())
+        self._store: Store | None = stack.enter_context(object_store()) if remote else None
+        self.nursery = stack.enter_context(Nursery(self._store.environment if self._store else {}))
         self._references: dict[str, RunState] = {}
         self._cluster: LocalCluster | None = None
+        stack.callback(self._end_head)
 
     def rows(self) -> list[Row]:
         """What is known of the points of this seed at this commit."""
@@ -69,45 +73,55 @@ class Campaign:
 
     def run(self, point: Point) -> Row:
         """Do a point; its row, which is on the disk."""
-        reference = self.reference(point.determinism)
-        folder = self.work / point.name
-        shutil.rmtree(folder, ignore_errors=True)
-        # MLflow keeps what a point that was cut off has told it, under the name that it had.
+        # A store keeps what a point that was cut off has left, and MLflow what it was told, by its name.
         name = f"{point.name}-{secrets.token_hex(2)}"
-        run_dir = self.work / "ray" / name if point.launcher == "ray" else folder / RUN_NAME
-        orders = prepared(point.attempts, folder)
-        run: Callable[[], list[str]]
-        if point.launcher == "ray":
-            environment = environment_of(self._head())
-            run = lambda: run_ray(point, self.shards, orders, run_dir, environment)  # noqa: E731
-        else:
-            run = lambda: run_torchrun(point, self.shards, orders, self.nursery)  # noqa: E731
-        outcome = judged(orders, run_dir, reference, run)
-        row = {"commit": self.commit, "seed": self.seed, "name": point.name, "moves": point.moves}
+        folder = self.work / (name if point.launcher == "remote" else point.name)
+        for earlier in self.work.glob(f"{point.name}*"):
+            shutil.rmtree(earlier)
+        outcome = self._outcome(point, folder, name)
+        row: Row = {"commit": self.commit, "seed": self.seed, "name": point.name, "moves": point.moves}
         row |= {"launcher": point.launcher, "phase": point.strike.phase, "determinism": point.determinism}
-        row |= {"attempts": point.to_dict()["attempts"]} | vars(outcome)
+        row |= {"attempts": point.to_dict()["attempts"]} | asdict(outcome)
         with (self.work / "rows.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         if not outcome.wrong:
-            for left in (folder, run_dir):
-                shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(folder)
         return row
 
-    def _head(self) -> LocalCluster:
-        if self._cluster is None:
-            self._cluster = self._stack.enter_context(LocalCluster(num_cpus=NUM_CPUS))
-        return self._cluster
+    def _outcome(self, point: Point, folder: Path, name: str) -> Outcome:
+        reference, orders = self.reference(point.determinism), prepared(point, folder)
+        if point.launcher != "ray":
+            return torchrun_outcome(point, orders, self.shards, reference, self.nursery, self._store)
+        run_dir = self.work / "ray" / name
+        self._cluster = self._cluster or LocalCluster(num_cpus=NUM_CPUS).__enter__()
+        environment = environment_of(self._cluster)
+        outcome = judged(
+            point, orders, run_dir, reference,
+            lambda: run_ray(point, self.shards, orders, run_dir, environment),
+        )  # fmt: skip
+        if outcome.wrong:
+            self._end_head()  # with whatever it still has of the point
+        else:
+            shutil.rmtree(run_dir)
+        return outcome
+
+    def _end_head(self) -> None:
+        """End Ray's head and all that was started on it, by their pids."""
+        if self._cluster:
+            self._cluster.stop()
+        self._cluster = None
 
 
 def main() -> int:
     """Do all points that are not through yet; print a line each and a table."""
     arguments = _parse()
-    points = draw_points(arguments.seed, arguments.points, "torchrun")
-    points += draw_points(arguments.seed, arguments.ray_points, "ray")
+    counts = {"torchrun": arguments.points, "remote": arguments.remote_points, "ray": arguments.ray_points}
+    points = [point for kind, count in counts.items() for point in draw_points(arguments.seed, count, kind)]
     work = Path(arguments.work).resolve()
     work.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of all that must be ended
     with ExitStack() as stack:
-        campaign = Campaign(work, arguments.seed, stack)
+        campaign = Campaign(work, arguments.seed, counts["remote"] > 0, stack)
         done = {row["name"]: row for row in campaign.rows()}
         for number, point in enumerate(points, start=1):
             if point.name not in done:
@@ -115,34 +129,15 @@ def main() -> int:
                 said = "; ".join(row["wrong"]) or "identical"
                 print(f"[{number}/{len(points)}] {point.name} ({row['seconds']:.0f} s): {said}", flush=True)
     rows = [done[point.name] for point in points]
-    for line in table(rows):
+    for line in summary.table(rows):
         print(line)
+    missing, unplanned = summary.not_struck(summary.strikes(rows))
+    for said, phases in (("planned and not struck", missing), ("no point drawn in", unplanned)):
+        if phases:
+            print(f"{said}: {', '.join(phases)}")
     if arguments.json:
-        _write(Path(arguments.json), rows)
-    return 1 if any(row["wrong"] for row in rows) else 0
-
-
-def table(rows: list[Row]) -> Iterator[str]:
-    """How many points of each launcher and phase ended bit for bit as the undisturbed run."""
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[row["launcher"], row["phase"]].append(row)
-        groups[row["launcher"], "all"].append(row)
-    yield f"| {'launcher':<8} | {'killed in':<13} | points | at another world size | identical |"
-    yield "|---|---|---|---|---|"
-    for (launcher, phase), group in sorted(
-        groups.items(), key=lambda item: (item[0][0], item[0][1] == "all")
-    ):
-        moved, same = sum(row["moves"] for row in group), sum(not row["wrong"] for row in group)
-        yield f"| {launcher:<8} | {phase:<13} | {len(group)} | {moved} | {same} |"
-
-
-def _write(path: Path, rows: list[Row]) -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from report import write_report
-
-    command = f'make chaos ARGS="{shlex.join(sys.argv[1:])}"'
-    write_report(str(path), "chaos", rows, ("torch", "ray", "mlflow"), {"command": command})
+        summary.write(Path(arguments.json), rows)
+    return 1 if missing or any(row["wrong"] for row in rows) else 0
 
 
 def _commit() -> str:
@@ -160,6 +155,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--points", type=int, default=160, help="under torchrun")
     parser.add_argument("--ray-points", type=int, default=40, help="under Ray Train")
+    parser.add_argument("--remote-points", type=int, default=2 * len(PHASES["remote"]), help="in a store")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", default="runs/chaos", help="folder of all that is made; go on there")
     parser.add_argument("--json", help="write the rows there")

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from pipeline.launch import shipment
+from pipeline.launch.shipment import Upload
 from pipeline.model.segmenter import Segmenter
 from pipeline.tracking.journal import Journal
 from pipeline.train import fixed_order
 from pipeline.train import run as run_parts
-from pipeline.train.checkpoint import STATE
+from pipeline.train.checkpoint import STATE, list_committed
 from pipeline.train.checkpoint_folder import CheckpointFolder, Content
 from pipeline.train.model_card import MODEL_CARD
 from pipeline.train.state import TrainState
 from pipeline.train.step import StepRunner
+from pipeline.world import World
+from tests.chaos.seams_of_steps import StepSeams
 
 
 def momentum_dropped() -> None:
@@ -52,6 +57,33 @@ def commit_first() -> None:
             folder.put(name, [found])
 
     CheckpointFolder.put_all = wrong
+
+
+def older_checkpoint() -> None:
+    """A resume begins at the checkpoint before the newest: the numbers are right, and work is lost."""
+    newest = run_parts._newest_for_all
+
+    def wrong(run_dir: Path, world: World) -> Path | None:
+        found = newest(run_dir, world)
+        older = [folder for folder in list_committed(run_dir) if folder != found]
+        return older[0] if older else found
+
+    run_parts._newest_for_all = wrong
+
+
+def commit_of_upload_first() -> None:
+    """COMMIT is at the store before the files that it speaks of."""
+    planned = shipment._of_checkpoint
+
+    def wrong(folder: Path, names: Mapping[str, int]) -> Iterator[Upload]:
+        yield from list(planned(folder, names))[::-1]
+
+    shipment._of_checkpoint = wrong
+
+
+def seams_gone() -> None:
+    """The forward passes none of its seams: a harness that kills nothing must not say that all is well."""
+    StepSeams._forward = lambda *_: None
 
 
 def dropout_by_rank() -> None:
@@ -89,6 +121,6 @@ BUGS: Mapping[str, Callable[[], None]] = {
     bug.__name__: bug
     for bug in (
         momentum_dropped, position_off_by_one, commit_first, dropout_by_rank, metric_twice,
-        buffers_of_other_ranks_dropped,
+        buffers_of_other_ranks_dropped, older_checkpoint, commit_of_upload_first, seams_gone,
     )
 }  # fmt: skip

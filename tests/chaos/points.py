@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 STEPS, BATCH, VIRTUAL_SHARDS = 8, 12, 4
@@ -20,15 +20,29 @@ EXACT_WORLD = 3
 
 STEP_PHASES = ("data", "forward", "backward", "reduction", "optimizer")
 SAVE_PHASES = ("snapshot", "write", "before_commit", "after_commit")
+"""Of these the last three are in a thread of their own, while training goes on."""
 OTHER_PHASES = ("evaluate", "journal", "restore")
 RANK_PHASES = (*STEP_PHASES, *SAVE_PHASES, *OTHER_PHASES)
 """What a rank is killed in, by itself."""
 RAY_PHASES = ("controller", "driver")
-"""Processes of Ray that are killed from outside, once a step was done."""
-MAIN_RANK_PHASES = (*SAVE_PHASES, "journal")
+"""Processes of Ray that are killed by a rank, once a step was done."""
+LOADER_WORKER = "loader_worker"
+"""A process that reads for a rank, killed by it while a batch is being made; the attempt goes on."""
+UPLOAD_PHASES = ("upload_journal", "upload_files", "upload_commit", "upload_removal")
+"""Of a run that is kept in an object store, in a thread of their own too."""
+REMOTE_PHASES = (*UPLOAD_PHASES, "before_commit", "after_commit")
+MAIN_RANK_PHASES = (*SAVE_PHASES, *UPLOAD_PHASES, "journal")
 """Those that rank 0 alone goes through."""
+PHASES: Mapping[str, tuple[str, ...]] = {
+    "torchrun": (*RANK_PHASES, LOADER_WORKER),
+    "ray": RAY_PHASES + RANK_PHASES,
+    "remote": REMOTE_PHASES,
+}
+"""By kind of run: under torchrun in a folder, under Ray Train, under torchrun in an object store."""
 
 SAVED_STEPS = tuple(range(CHECKPOINT_EVERY, STEPS + 1, CHECKPOINT_EVERY))
+REMOVED_STEPS = (3, 6)
+"""Saves that make the one before superfluous at the store, whatever the scores are."""
 EVALUATED_STEPS = tuple(sorted({*range(EVALUATE_EVERY, STEPS + 1, EVALUATE_EVERY), STEPS}))
 
 
@@ -44,6 +58,17 @@ class Strike:
     """Where in the phase, from 0 to below 1: which module, which parameter, which file, which side of it."""
     whole_machine: bool = False
     """Every process of the attempt at once, or this rank alone."""
+    machine_gone: bool = False
+    """Its disk too, of a run that is kept in an object store."""
+
+    @property
+    def ends(self) -> bool:
+        """Whether the attempt ends with it."""
+        return self.phase != LOADER_WORKER
+
+    def part(self, parts: int) -> int:
+        """Which of so many parts of the phase it lies in."""
+        return int(self.fraction * parts)
 
 
 @dataclass(frozen=True)
@@ -52,7 +77,7 @@ class Attempt:
 
     world: int
     strike: Strike | None
-    """What ends it; the last attempt goes on to the end."""
+    """What happens to it; the last attempt goes on to the end."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +86,11 @@ class Point:
 
     number: int
     launcher: str
-    """`torchrun` or `ray`."""
+    """A kind of run: one of PHASES."""
     determinism: str
     attempts: tuple[Attempt, ...]
+    loader_workers: int = 0
+    """Processes that read for each rank."""
 
     @property
     def strike(self) -> Strike:
@@ -95,8 +122,7 @@ def strike_from_dict(values: Mapping[str, Any]) -> Strike:
 
 def draw_points(seed: int, count: int, launcher: str) -> list[Point]:
     """The first `count` points of a seed; those of a smaller count are the first of a larger one's."""
-    phases = RANK_PHASES if launcher == "torchrun" else RAY_PHASES + RANK_PHASES
-    return [_draw(seed, number, launcher, phases) for number in range(count)]
+    return [_draw(seed, number, launcher, PHASES[launcher]) for number in range(count)]
 
 
 def _draw(seed: int, number: int, launcher: str, phases: Sequence[str]) -> Point:
@@ -109,29 +135,42 @@ def _draw(seed: int, number: int, launcher: str, phases: Sequence[str]) -> Point
     # By turns and not by chance: half of a phase's resumes at another world, however few points there are.
     moves = (turn + phases.index(phase)) % 2 == 0 and not exact
     resumed = chance.choice([size for size in WORLDS if size != world]) if moves else world
-    struck = resumed if phase == "restore" else world
-    strike = Strike(
+    strike = _strike(phase, resumed if phase == "restore" else world, launcher, chance)
+    if launcher == "remote":
+        gone = (turn + phases.index(phase) // 2) % 2 == 0 or phase not in UPLOAD_PHASES
+        strike = replace(strike, machine_gone=gone, whole_machine=gone or strike.whole_machine)
+    pooled = phase == LOADER_WORKER or (phase == "data" and launcher == "torchrun" and turn % 2 == 1)
+    determinism = "exact" if exact else "elastic"
+    return Point(number, launcher, determinism, _attempts(strike, world, resumed, chance), int(pooled))
+
+
+def _strike(phase: str, world: int, launcher: str, chance: random.Random) -> Strike:
+    return Strike(
         phase=phase,
         step=chance.choice(_steps(phase)),
-        rank=0 if phase in MAIN_RANK_PHASES else chance.randrange(struck),
+        rank=0 if phase in MAIN_RANK_PHASES else chance.randrange(world),
         fraction=chance.random(),
-        whole_machine=launcher == "torchrun" and chance.random() < 0.5,
+        whole_machine=launcher != "ray" and chance.random() < 0.5 and phase != LOADER_WORKER,
     )
-    attempts = (Attempt(struck, strike), Attempt(world if phase == "restore" else resumed, None))
-    if phase == "restore":
-        first = Strike("optimizer", strike.step, chance.randrange(world), chance.random())
-        attempts = (Attempt(world, first), *attempts)
-    return Point(number, launcher, "exact" if exact else "elastic", attempts)
+
+
+def _attempts(strike: Strike, world: int, resumed: int, chance: random.Random) -> tuple[Attempt, ...]:
+    if not strike.ends:
+        return (Attempt(world, strike),)
+    if strike.phase != "restore":
+        return (Attempt(world, strike), Attempt(resumed, None))
+    first = Strike("optimizer", strike.step, chance.randrange(world), chance.random())
+    return (Attempt(world, first), Attempt(resumed, strike), Attempt(world, None))
 
 
 def _steps(phase: str) -> Sequence[int]:
     """Steps at which a phase comes."""
-    if phase in SAVE_PHASES:
-        return SAVED_STEPS
-    if phase == "evaluate":
-        return EVALUATED_STEPS
-    if phase == "journal":
-        return range(1, STEPS + 1)
-    if phase == "restore":  # there is a checkpoint by then
-        return range(CHECKPOINT_EVERY + 1, STEPS)
-    return range(1, STEPS) if phase in RAY_PHASES else range(STEPS)
+    places: dict[str, Sequence[int]] = {
+        "evaluate": EVALUATED_STEPS,
+        "journal": range(1, STEPS + 1),
+        "restore": range(CHECKPOINT_EVERY + 1, STEPS),  # there is a checkpoint by then
+        "upload_removal": REMOVED_STEPS,
+        LOADER_WORKER: range(STEPS // 2),  # so early that its loss is noticed
+    }
+    places |= dict.fromkeys(RAY_PHASES, range(1, STEPS)) | dict.fromkeys(STEP_PHASES, range(STEPS))
+    return places.get(phase, SAVED_STEPS)

@@ -9,6 +9,7 @@ from typing import Any
 from tests.chaos import notes
 from tests.chaos.kill import Kill
 from tests.chaos.points import Strike, strike_from_dict
+from tests.chaos.seams_of_data import DataSeams
 from tests.chaos.seams_of_ray import RaySeams
 from tests.chaos.seams_of_saves import SaveSeams
 from tests.chaos.seams_of_steps import StepSeams
@@ -24,17 +25,21 @@ class Orders:
     """By attempt."""
     planted: str = ""
     """A bug of planted.py; none by default."""
+    remote: bool = False
+    """Whether the run is kept in an object store."""
+    loader_workers: int = 0
+    """Processes that read for each rank."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         strikes = [strike and asdict(strike) for strike in self.strikes]
-        return {"folder": str(self.folder), "strikes": strikes, "planted": self.planted}
+        return vars(self) | {"folder": str(self.folder), "strikes": strikes}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Orders:
         """What `to_dict` gave."""
         strikes = tuple(strike and strike_from_dict(strike) for strike in values["strikes"])
-        return Orders(Path(values["folder"]), strikes, values["planted"])
+        return Orders(**values | {"folder": Path(values["folder"]), "strikes": strikes})
 
 
 def prepare(orders: Orders) -> None:
@@ -44,7 +49,12 @@ def prepare(orders: Orders) -> None:
 
         BUGS[orders.planted]()
     notes.install(orders.folder / "notes")
-    kill = Kill(orders.strikes, orders.folder / "strikes.jsonl")
+    kill = Kill(orders.strikes, orders.folder)
+    DataSeams(kill, pooled=orders.loader_workers > 0).install()
     StepSeams(kill).install()
     SaveSeams(kill).install()
     RaySeams(kill, orders.folder).install()
+    if orders.remote:
+        from tests.chaos.seams_of_uploads import UploadSeams  # which imports boto3
+
+        UploadSeams(kill).install()

@@ -1,12 +1,15 @@
 """Runs under Ray Train, on a head of their own: the shipped job, again and again until it has ended.
 
 A rank or a controller that dies costs an attempt of the same job. Where the driver dies, or the point
-goes on at another world size, the same command is typed again.
+goes on at another world size, the same command is typed again. A job that does not end is killed with all
+of its session; what it has left on the head ends with that, which is to serve no point after it.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -17,10 +20,12 @@ from pathlib import Path
 from pipeline.launch.job import read_result
 from pipeline.launch.local_cluster import LocalCluster
 from pipeline.tracking.journal import Metrics, read_journal
+from tests.chaos.hits import missed, read_hits
+from tests.chaos.nursery_client import ROOT
 from tests.chaos.points import Attempt, Point
 from tests.chaos.rank import Orders
 from tests.chaos.ray_rank import orders_file
-from tests.chaos.torchrun_runs import ROOT, struck, typed
+from tests.chaos.torchrun_runs import typed
 
 TIMEOUT_S = 300
 NUM_CPUS = 4
@@ -53,29 +58,37 @@ def run_ray(
     """Run all attempts of a point; what went otherwise than it was to go, MLflow's points included."""
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     orders_file(run_dir).write_text(json.dumps(orders.to_dict()))
-    wrong, ended = [], 0
+    ended = 0
     for job in jobs_of(point):
-        last = job[-1].strike is None
         code = _job(point, job, shards, orders.folder, run_dir, environment)
         ended += len(job)
-        if last != (code == 0):
-            wrong.append(f"the job of attempts up to {ended} ended with {code}")
-        if len(struck(orders.folder)) != ended - last:
-            wrong.append(f"after attempt {ended} {len(struck(orders.folder))} kills had come")
-            break
+        wrong = missed(point.attempts[:ended], read_hits(orders.folder)) or _otherwise(job[-1], code)
+        if wrong:
+            return [f"job of attempts up to {ended}: {wrong} (it ended with {code})"]
     result = read_result((orders.folder / "log").read_text(errors="replace").splitlines())
-    if not wrong and (not result or result["status"] != "ok"):
-        wrong.append(f"the last job said {result}")
-    return wrong or lost_in_mlflow(run_dir)
+    if not result or result["status"] != "ok":
+        return [f"the last job said {result}"]
+    return lost_in_mlflow(run_dir)
+
+
+def _otherwise(last: Attempt, code: int | None) -> str:
+    """In what a job should have ended otherwise, by its last attempt; "" where it ended so."""
+    if code is None:
+        return f"not over after {TIMEOUT_S} s"
+    if last.strike is None:
+        return "" if code == 0 else "not to end so"
+    driver = last.strike.phase == "driver"
+    # Without a restart left the driver says what was lost, in good order.
+    return "" if code and driver == (code == -signal.SIGKILL) else "not to end so"
 
 
 def _job(
     point: Point, attempts: Sequence[Attempt], shards: str, folder: Path, run_dir: Path,
     environment: Mapping[str, str],
-) -> int:  # fmt: skip
-    """The exit code of the command, typed once."""
+) -> int | None:  # fmt: skip
+    """The exit code of the command, typed once, or minus its signal; None where it did not end in time."""
     command = [sys.executable, "-m", "tests.chaos.ray_driver", str(folder)]
-    command += typed(shards, run_dir.parent, point.determinism, run_dir.name)
+    command += typed(point, shards, str(run_dir.parent), run_dir.name)
     command += ["--workers", str(attempts[0].world), "--register", "", "--launch.max_failures"]
     command.append(str(len(attempts) - 1))
     with (folder / "log").open("ab") as log:
@@ -86,9 +99,11 @@ def _job(
         try:
             return process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            return -1
+            return None
+        finally:
+            if process.poll() is None:  # also where the campaign is stopped
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def lost_in_mlflow(run_dir: Path) -> list[str]:

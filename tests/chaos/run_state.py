@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.tracking.journal import START, Metrics, Picture, Record, Table, read_journal
+from pipeline.tracking.journal import COMMIT, START, Event, Metrics, Picture, Record, Table, read_journal
 from pipeline.train import checkpoint
+from pipeline.train.metrics import WORKER_RESTARTS
 from tests.chaos.notes import Sample, read_notes
 from tests.chaos.points import BATCH, STEPS
 
 TIMED = ("_per_s", "_s", "_s_per_sample", "wait_share")
 """Ends of the names of measured times, which no two runs have in common."""
+UNLIKE = (*TIMED, WORKER_RESTARTS)
 TENSORS = (checkpoint.WEIGHTS, checkpoint.AVERAGED, checkpoint.OPTIMIZER)
 TOKEN = re.compile(r"\d{4}-[0-9a-f]{6}")
 
@@ -30,9 +32,9 @@ class RunState:
     progress: dict[str, Any]
     """Of state.json, with the score."""
     curves: dict[str, float]
-    """`key @step` → value, of every point that is no measured time."""
+    """`key @step` → value, of every point that must be alike."""
     timed: list[str]
-    """Names of the points that are."""
+    """Names of the others: measured times, and how many loader workers were replaced."""
     shown: dict[str, Any]
     """Tables, and digests of pictures."""
     samples: dict[str, list[Sample]]
@@ -41,17 +43,29 @@ class RunState:
     """crc32 of weights and buffers after each step, the same on all ranks."""
     kept: list[str]
     """Files of the checkpoints that are left."""
+    commits: list[int]
+    """Steps of which the journal says, after the fold, that they were saved; one whose record was not
+    written is that from which an attempt began."""
+    worker_restarts: int
+    """Loader workers of rank 0 that were replaced."""
 
 
 def read_run(run_dir: Path, notes: Path) -> tuple[RunState, list[str]]:
     """The state of an ended run, and what is wrong with it whatever the reference says."""
     records = read_journal(run_dir)
     wrong: list[str] = []
-    curves, timed, shown = _recorded(run_dir, records, wrong)
+    points = [(f"{k} @{r.step}", v) for r in records if isinstance(r, Metrics) for k, v in r.values.items()]
+    curves = {name: value for name, value in points if not _key(name).endswith(UNLIKE)}
+    timed = sorted(name for name, _ in points if _key(name).endswith(UNLIKE))
+    restarts = sum(int(value) for name, value in points if _key(name) == WORKER_RESTARTS)
+    shown = _shown(run_dir, records, [name for name, _ in points], wrong)
     samples, states = _noted(run_dir, notes, wrong)
     tensors, progress = _saved(run_dir, wrong)
     kept = _files(run_dir, wrong)
-    return RunState(tensors, progress, curves, timed, shown, samples, states, kept), wrong
+    commits = _committed(records, wrong)
+    return RunState(
+        tensors, progress, curves, timed, shown, samples, states, kept, commits, restarts
+    ), wrong  # fmt: skip
 
 
 def differences(found: RunState, reference: RunState) -> list[str]:
@@ -75,22 +89,28 @@ def _few(places: Any) -> str:
     return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
 
 
-def _recorded(
-    run_dir: Path, records: list[Record], wrong: list[str]
-) -> tuple[dict[str, float], list[str], dict[str, Any]]:
-    points = [(f"{k} @{r.step}", v) for r in records if isinstance(r, Metrics) for k, v in r.values.items()]
+def _shown(run_dir: Path, records: list[Record], names: list[str], wrong: list[str]) -> dict[str, Any]:
+    """Tables, and digests of pictures; a point, of those names, that is there twice is wrong, like these."""
     shown = [r for r in records if isinstance(r, Picture | Table)]
-    names = [name for name, _ in points] + [f"{r.key} @{r.step}" for r in shown]
+    names = names + [f"{r.key} @{r.step}" for r in shown]
     wrong += [f"recorded {count} times: {name}" for name, count in Counter(names).items() if count > 1]
-    curves = {name: value for name, value in points if not name.split(" @")[0].endswith(TIMED)}
-    timed = sorted(name for name, _ in points if name.split(" @")[0].endswith(TIMED))
-    content = {
+    return {
         f"{r.key} @{r.step}": [list(row) for row in r.rows]
         if isinstance(r, Table)
         else _sha256(run_dir / r.path)
         for r in shown
     }
-    return curves, timed, content
+
+
+def _committed(records: list[Record], wrong: list[str]) -> list[int]:
+    events = [record for record in records if isinstance(record, Event)]
+    counts = Counter(event.step for event in events if event.name == COMMIT)
+    wrong += [f"step {step} was committed {count} times" for step, count in counts.items() if count > 1]
+    return sorted({*counts, *(event.step for event in events if event.name == START and event.step)})
+
+
+def _key(point: str) -> str:
+    return point.partition(" @")[0]
 
 
 def _noted(run_dir: Path, folder: Path, wrong: list[str]) -> tuple[dict[str, list[Sample]], dict[str, int]]:

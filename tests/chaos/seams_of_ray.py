@@ -5,8 +5,6 @@ The rank goes on, at a slower pace: what it does until Ray ends it must not coun
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -39,9 +37,7 @@ class RaySeams:
                 time.sleep(PACE_S)
             for phase, victim in (("controller", self._controller), ("driver", self._driver)):
                 if not self.struck and self.kill.wants(phase, number):
-                    pid = victim()  # first: a kill that cannot be done must not be noted
-                    self.kill.note(f"the {phase}, before step {number}")
-                    os.kill(pid, signal.SIGKILL)
+                    self.kill.hit_other(f"the {phase}, before step {number}", victim())
                     self.struck = True
             step(runner, micro_batches, denominators, number)
 

@@ -1,4 +1,4 @@
-"""Where a rank can be killed in a step: data, forward, backward, reduction, optimizer; and in a restore.
+"""Where a rank can be killed in forward, backward, reduction and optimizer, in an evaluation, in a restore.
 
 Wrappers around the shipped classes, put there in the process of the test: shipped code knows nothing of it.
 """
@@ -54,13 +54,11 @@ class StepSeams:
                     if kill.strike and kill.wants("restore", kill.strike.step):
                         kill.count_down(RESTORE_PLACES)
                     kill.place("restore", "before anything was read")
-                elif name == "data" and kill.wants("data"):
-                    kill.hit("before the fetch")
                 elif name == "evaluate" and kill.wants("evaluate"):
                     kill.count_down(2 * self.num_layers)
                 yield
-                if name in ("start", "evaluate"):
-                    kill.last_place("at its end")
+                kill.place("restore", "at its end")
+                kill.last_place("evaluate", "at its end")
 
         JournaledContext.phase = struck
 
@@ -99,6 +97,7 @@ class StepSeams:
         self.kill.place("forward" if self.training else "evaluate", type(layer).__name__)
 
     def _optimizer(self, half: int, place: str) -> None:
+        self.kill.last_place("reduction", "before the optimizer")
         if self.kill.wants("optimizer") and self.kill.part(2) == half:
             self.kill.hit(place)
 
@@ -111,7 +110,6 @@ class StepSeams:
                 if kill.wants(phase):
                     kill.count_down(places * len(micro_batches))
             step(runner, micro_batches, denominators, number)
-            kill.last_place("at the end of the step")
             kill.steps_done, self.training = number + 1, False
 
         StepRunner.step = struck
@@ -120,9 +118,14 @@ class StepSeams:
         kill, backward = self.kill, FixedOrder.backward
 
         def struck(reduction: FixedOrder, loss: Tensor) -> None:
-            if reduction._last and kill.wants("reduction"):
+            last = reduction._last
+            if last:
+                kill.last_place("forward", "at its end")
+            if last and kill.wants("reduction"):
                 kill.count_down(2 * len(REDUCTION_CALLS))
             backward(reduction, loss)
+            if last:
+                kill.last_place("backward", "at its end")
 
         def watched(name: str) -> Any:
             call = getattr(TreeSum, name)

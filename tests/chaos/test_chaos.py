@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tests.chaos.nursery_client import Nursery
 from tests.chaos.planted import BUGS
-from tests.chaos.points import RANK_PHASES, WORLDS, Attempt, Point, Strike, draw_points
-from tests.chaos.points_run import judged, prepared, undisturbed
+from tests.chaos.points import PHASES, WORLDS, Attempt, Point, Strike, draw_points
+from tests.chaos.points_run import prepared, torchrun_outcome, undisturbed
+from tests.chaos.remote_runs import Store, object_store
 from tests.chaos.run_state import RunState, differences
-from tests.chaos.torchrun_runs import REFERENCE_WORLD, RUN_NAME, Nursery, make_shards, run_torchrun
+from tests.chaos.torchrun_runs import REFERENCE_WORLD, make_shards, typed
 
-SEED = 5
+SEED = 1722
+"""One whose points are of all world sizes, and few ranks."""
+REMOTE = Point(
+    0, "remote", "elastic",
+    (Attempt(2, Strike("upload_files", 4, 0, 0.5, whole_machine=True, machine_gone=True)), Attempt(1, None)),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +32,14 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
+def store() -> Iterator[Store]:
+    with object_store() as store:
+        yield store
+
+
+@pytest.fixture(scope="module")
+def nursery(store: Store) -> Iterator[Nursery]:
+    with Nursery(store.environment) as nursery:
         yield nursery
 
 
@@ -37,12 +52,16 @@ def reference(work: Path, nursery: Nursery) -> Callable[[str, int], RunState]:
     return make
 
 
-def wrong(point: Point, reference: RunState, work: Path, nursery: Nursery, planted: str = "") -> list[str]:
-    orders = prepared(point.attempts, work / f"{point.name}{planted}", planted)
-    shards = make_shards(work)
-    return judged(
-        orders, orders.folder / RUN_NAME, reference, lambda: run_torchrun(point, shards, orders, nursery)
-    ).wrong
+@pytest.fixture(scope="module")
+def wrong(
+    work: Path, nursery: Nursery, store: Store, reference: Callable[[str, int], RunState]
+) -> Callable[..., list[str]]:
+    def run(point: Point, planted: str = "") -> list[str]:
+        orders = prepared(point, work / f"{point.name}{planted}", planted)
+        expected = reference(point.determinism, REFERENCE_WORLD[point.determinism])
+        return torchrun_outcome(point, orders, make_shards(work), expected, nursery, store).wrong
+
+    return run
 
 
 @pytest.mark.parametrize("world", WORLDS[1:])
@@ -51,10 +70,10 @@ def test_undisturbed_runs_of_any_number_of_ranks_are_one(world: int, reference) 
 
 
 @pytest.mark.parametrize(
-    "point", draw_points(SEED, len(RANK_PHASES), "torchrun"), ids=lambda point: point.name
+    "point", [*draw_points(SEED, len(PHASES["torchrun"]), "torchrun"), REMOTE], ids=lambda point: point.name
 )
-def test_killed_anywhere_it_ends_as_if_nothing_had_happened(point: Point, reference, work, nursery) -> None:
-    assert wrong(point, reference(point.determinism, REFERENCE_WORLD[point.determinism]), work, nursery) == []
+def test_killed_anywhere_it_ends_as_if_nothing_had_happened(point: Point, wrong) -> None:
+    assert wrong(point) == []
 
 
 def killed(phase: str, step: int, world: int = 1) -> Point:
@@ -68,6 +87,9 @@ def killed(phase: str, step: int, world: int = 1) -> Point:
         ("momentum_dropped", killed("forward", 5), "tensors: "),
         ("position_off_by_one", killed("forward", 5), "trained on positions"),
         ("commit_first", killed("write", 4), "left over: checkpoints/damaged-"),
+        ("commit_of_upload_first", REMOTE, "the store has another checkpoints/"),
+        ("older_checkpoint", killed("snapshot", 6), "began at step 3, not at 4 to 4"),
+        ("seams_gone", killed("forward", 5), "to be killed in ['forward'], killed in []"),
         ("dropout_by_rank", killed("forward", 5), "states: "),
         ("metric_twice", killed("forward", 2), "recorded 2 times"),
         (
@@ -77,9 +99,18 @@ def killed(phase: str, step: int, world: int = 1) -> Point:
         ),
     ],
 )
-def test_a_planted_bug_is_found(bug: str, point: Point, seen_as: str, reference, work, nursery) -> None:
-    found = wrong(point, reference("elastic", 1), work, nursery, bug)
+def test_a_planted_bug_is_found(bug: str, point: Point, seen_as: str, wrong) -> None:
+    found = wrong(point, bug)
     assert any(seen_as in line for line in found), found
+
+
+def test_an_attempt_that_does_not_end_is_killed_with_all_that_it_started(work, nursery) -> None:
+    point = killed("forward", 5, world=2)
+    orders = prepared(point, work / "stuck")
+    ending = nursery.attempt(orders, 2, typed(point, make_shards(work), str(orders.folder)), timeout_s=0.3)
+    assert (ending.stuck, ending.code, ending.left) == (True, -signal.SIGKILL, [])
+    assert psutil.Process(nursery.pid).children(recursive=True) == []
+    assert "did not end by itself" in ending.other_than(point.strike, [])
 
 
 def test_every_planted_bug_has_its_test() -> None:

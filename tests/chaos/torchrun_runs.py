@@ -1,17 +1,14 @@
-"""Runs under torchrun: a nursery of attempts, and the shipped segmenter at a size that takes a second."""
+"""Runs under torchrun: the shipped segmenter at a size that takes a second, attempt after attempt."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
+import shutil
 from pathlib import Path
-from types import TracebackType
 
 from pipeline.data.packing.pack import pack_cityscapes
 from pipeline.launch.job import read_result
+from tests.chaos.hits import missed, read_hits
+from tests.chaos.nursery_client import Nursery
 from tests.chaos.points import (
     BATCH,
     CHECKPOINT_EVERY,
@@ -24,8 +21,9 @@ from tests.chaos.points import (
 from tests.chaos.rank import Orders
 from tests.conftest import TRAIN_IMAGES, VAL_IMAGES, write_scene
 
-ROOT = Path(__file__).parents[2]
 RUN_NAME = "run"
+MACHINE = "machine"
+"""In the folder of a point that is kept in an object store: the disk of the machine that trains."""
 SETTINGS = {
     "data.input_height": 48, "data.input_width": 64, "data.crop_height": 32, "data.crop_width": 32,
     "model.backbone.depth": 10, "model.backbone.base_width": 8, "model.head.dim": 16,
@@ -42,17 +40,11 @@ MODES = {
 REFERENCE_WORLD = {"elastic": 1, "exact": EXACT_WORLD}
 
 
-def typed(shards: str, runs: Path, determinism: str, name: str = RUN_NAME) -> list[str]:
-    """What is typed for a run in that folder of runs."""
-    settings = SETTINGS | MODES[determinism]
+def typed(point: Point, shards: str, runs: str, name: str = RUN_NAME) -> list[str]:
+    """What is typed for a run of the point, in that folder, or at that address, of runs."""
+    settings = SETTINGS | MODES[point.determinism] | {"data.loader_workers": point.loader_workers}
     flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    return ["--shards", shards, "--runs", str(runs), "--name", name, *flags]
-
-
-def struck(folder: Path) -> list[str]:
-    """Where the kills of a point came."""
-    log = folder / "strikes.jsonl"
-    return [json.loads(line)["place"] for line in log.read_text().splitlines()] if log.exists() else []
+    return ["--shards", shards, "--runs", runs, "--name", name, *flags]
 
 
 def make_shards(folder: Path) -> str:
@@ -65,50 +57,20 @@ def make_shards(folder: Path) -> str:
     return str(folder / "shards")
 
 
-class Nursery:
-    """Talks to nursery.py for as long as the context is open."""
+def run_torchrun(point: Point, shards: str, orders: Orders, nursery: Nursery, runs: str = "") -> list[str]:
+    """Run all attempts of a point; what went otherwise than it was to go.
 
-    def __init__(self) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.nursery"], cwd=ROOT, env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-
-    def __enter__(self) -> Nursery:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-        self._process.stdout.close()
-
-    def attempt(self, orders: Orders, world: int, argv: Sequence[str]) -> int:
-        """Exit code of torchrun with so many ranks, or minus the signal that killed all of it."""
-        assert self._process.stdin
-        assert self._process.stdout
-        log = str(orders.folder / "log")
-        command = {"orders": orders.to_dict(), "world": world, "argv": list(argv), "log": log}
-        print(json.dumps(command), file=self._process.stdin, flush=True)
-        return int(json.loads(self._process.stdout.readline())["exit"])
-
-
-def run_torchrun(point: Point, shards: str, orders: Orders, nursery: Nursery) -> list[str]:
-    """Run all attempts of a point; what went otherwise than it was to go."""
-    argv = typed(shards, orders.folder, point.determinism)
-    wrong = []
+    `runs` is the address at which it is kept, if it is not to be in the folder of the point.
+    """
+    argv = typed(point, shards, runs or str(orders.folder))
+    if runs:
+        argv += ["--data.store.cache_dir", str(orders.folder / MACHINE)]
     for number, attempt in enumerate(point.attempts, start=1):
-        code = nursery.attempt(orders, attempt.world, argv)
-        if attempt.strike is None and code != 0:
-            wrong.append(f"attempt {number} ended with {code}")
-        if attempt.strike is not None and len(struck(orders.folder)) != number:
-            wrong.append(f"attempt {number} ended with {code} and was not killed")
-            break
+        ending = nursery.attempt(orders, attempt.world, argv)
+        hits = read_hits(orders.folder)
+        if wrong := missed(point.attempts[:number], hits) or ending.other_than(attempt.strike, hits):
+            return [f"attempt {number}: {wrong} (torchrun ended with {ending.code})"]
+        if attempt.strike and attempt.strike.machine_gone:
+            shutil.rmtree(orders.folder / MACHINE)
     result = read_result((orders.folder / "log").read_text(errors="replace").splitlines())
-    if not wrong and (not result or result["status"] != "ok"):
-        wrong.append(f"the last attempt said {result}")
-    return wrong
+    return [] if result and result["status"] == "ok" else [f"the last attempt said {result}"]

@@ -112,7 +112,7 @@ def serve(attempt: Callable[[dict], int]) -> None:
             if pid == 0:
                 try:
                     code = attempt(command["run"])
-                except BaseException:
+                except BaseException:  # noqa: BLE001 - told, and the process ends
                     traceback.print_exc()
                     code = 1
                 sys.stderr.flush()

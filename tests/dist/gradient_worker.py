@@ -48,7 +48,9 @@ def run_case(case: dict, world: World) -> dict:
         model=ModelConfig(BackboneConfig(depth=10, base_width=8), head),
         optim=OptimConfig(name="sgd", lr=0.1, momentum=0.0, weight_decay=0.0, min_lr=0.0),
         train=TrainConfig(
-            batch_global=GLOBAL_BATCH, accumulation=ACCUMULATION, precision="float32",
+            batch_global=GLOBAL_BATCH,
+            accumulation=ACCUMULATION,
+            precision="float32",
             determinism=case.get("determinism", "off"),
         ),
     )

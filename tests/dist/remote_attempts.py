@@ -1,11 +1,11 @@
-"""Real processes that each run one attempt of a run kept at an address, and are killed at a point of an upload.
+"""Processes that each run one attempt of a run kept at an address, and are killed at a point of an upload.
 
 As tests/dist/attempts.py; CASE has runs, run_dir (the working copy) instead of run_dir alone, and `at` names
-[operation, part of an object's name, how often before]: put, create or remove, before it and ("done …") after.
+[operation, part of an object's name, how often before]: put, create or remove, before it and ("done …")
+after.
 """
 
 import os
-import signal
 import sys
 import threading
 import time

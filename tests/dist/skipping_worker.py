@@ -40,7 +40,9 @@ def run_case(case: dict, world: World, shards: str, run_dir: Path) -> dict:
             return runs[0]
 
         def listen(batch, device):
-            consumed.setdefault(runs[0].state.step + 1, []).extend(zip(batch.positions, batch.keys, strict=True))
+            consumed.setdefault(runs[0].state.step + 1, []).extend(
+                zip(batch.positions, batch.keys, strict=True)
+            )
             return to_device(batch, device)
 
         patch.setattr(loop, "assemble", keep_run)
@@ -50,9 +52,7 @@ def run_case(case: dict, world: World, shards: str, run_dir: Path) -> dict:
         except NonFiniteLossError as problem:
             error = str(problem)
     (run,) = runs
-    weights = {k: v for k, v in run.model.named_parameters()} | optimizer_tensors(
-        run.model, run.optimizer
-    )
+    weights = dict(run.model.named_parameters()) | optimizer_tensors(run.model, run.optimizer)
     weights |= {f"averaged {k}": v for k, v in run.ema.averaged.named_parameters()}
     return {
         "weights": {k: v.detach().clone() for k, v in weights.items()},

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.nursery_client import Nursery
 from tests.chaos.points import Attempt, Point, Strike
 from tests.chaos.points_run import judged, prepared, undisturbed
 from tests.chaos.ray_runs import run_ray
-from tests.chaos.torchrun_runs import Nursery, make_shards
+from tests.chaos.torchrun_runs import make_shards
 
 pytestmark = pytest.mark.cluster
 
@@ -23,9 +24,9 @@ def test_rank_then_driver_killed_and_resumed_on_one_rank_it_ends_as_one_rank_und
     shards = make_shards(tmp_path)
     with Nursery() as nursery:
         reference = undisturbed(shards, tmp_path / "undisturbed", 1, "elastic", nursery)
-    orders, run_dir = prepared(point.attempts, tmp_path / "point"), tmp_path / "runs" / "killed"
+    orders, run_dir = prepared(point, tmp_path / "point"), tmp_path / "runs" / "killed"
     outcome = judged(
-        orders, run_dir, reference, lambda: run_ray(point, shards, orders, run_dir, ray_environment)
+        point, orders, run_dir, reference, lambda: run_ray(point, shards, orders, run_dir, ray_environment)
     )
     assert outcome.wrong == [], (orders.folder / "log").read_text()
-    assert outcome.struck == ["a gradient", "the driver, before step 5"]
+    assert [hit.place for hit in outcome.struck] == ["a gradient", "the driver, before step 5"]

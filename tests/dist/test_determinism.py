@@ -62,13 +62,15 @@ def curves(*reports: list[dict]) -> dict[str, float]:
 def exact(shards, tmp_path_factory):
     """Three ranks: whole runs, and such that are stopped and go on in other processes."""
     root = tmp_path_factory.mktemp("exact")
-    whole, first, stock, stock_first = run_attempts(shards, 3, [
+    whole, first, _, stock_first = run_attempts(shards, 3, [
         Attempt(root / "whole", "a", EXACT), Attempt(root / "parts", "a", EXACT, STOP),
         Attempt(root / "stock", "a", STOCK), Attempt(root / "stock_parts", "a", STOCK, STOP),
     ])  # fmt: skip
     assert first[0]["result"]["status"] == stock_first[0]["result"]["status"] == "preempted"
     second, _ = run_attempts(
-        shards, 3, [Attempt(root / "parts", "b", EXACT, group_bytes=2**16), Attempt(root / "stock_parts", "b", STOCK)]
+        shards,
+        3,
+        [Attempt(root / "parts", "b", EXACT, group_bytes=2**16), Attempt(root / "stock_parts", "b", STOCK)],
     )
     return root, curves(whole), curves(first, second)
 
@@ -97,10 +99,10 @@ def elastic(shards, tmp_path_factory):
         Attempt(here["2"], "a", ELASTIC, group_bytes=2**16), Attempt(here["2-4"], "a", ELASTIC, STOP),
         Attempt(here["2-1-3"], "a", ELASTIC, 1),
     ])  # fmt: skip
-    one = run_attempts(
-        shards, 1, [Attempt(here["1"], "a", ELASTIC), Attempt(here["2-1-3"], "b", ELASTIC, 1)]
+    one = run_attempts(shards, 1, [Attempt(here["1"], "a", ELASTIC), Attempt(here["2-1-3"], "b", ELASTIC, 1)])
+    three = run_attempts(
+        shards, 3, [Attempt(here["3"], "a", ELASTIC, group_bytes=2**12), Attempt(here["2-1-3"], "c", ELASTIC)]
     )
-    three = run_attempts(shards, 3, [Attempt(here["3"], "a", ELASTIC, group_bytes=2**12), Attempt(here["2-1-3"], "c", ELASTIC)])
     four = run_attempts(shards, 4, [Attempt(here["4"], "a", ELASTIC), Attempt(here["2-4"], "b", ELASTIC)])
     points = {
         "1": curves(one[0]), "2": curves(two[0]), "3": curves(three[0]), "4": curves(four[0]),

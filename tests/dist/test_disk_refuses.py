@@ -1,4 +1,4 @@
-"""A real disk that is full or read-only, under a checkpoint: a clear line on all ranks, nothing lost, resumes."""
+"""A real disk that is full or read-only, under a checkpoint: a clear line on all ranks, and it resumes."""
 
 import errno
 import hashlib
@@ -23,7 +23,8 @@ from pipeline.world import World
 SETTINGS = {
     "data.input_height": 48, "data.input_width": 64, "data.crop_height": 32, "data.crop_width": 32,
     "model.backbone.base_width": 8, "model.head.dim": 16, "train.batch_global": 4, "train.steps": 6,
-    "train.evaluate_every": 6, "train.checkpoint_every": 2, "train.keep_last": 2, "train.precision": "float32",
+    "train.evaluate_every": 6, "train.checkpoint_every": 2, "train.keep_last": 2,
+    "train.precision": "float32",
     "train.metrics_every": 1, "train.pictures": 0, "launch.use_gpu": "no",
 }  # fmt: skip
 
@@ -45,7 +46,10 @@ def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
         again = f"remount,{options}" if place.exists() else options
         place.mkdir(exist_ok=True)
         done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", again, "tmpfs", str(place)], capture_output=True, text=True, check=False
+            ["mount", "-t", "tmpfs", "-o", again, "tmpfs", str(place)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             pytest.skip(f"no disk of its own can be mounted here: {done.stderr.strip()}")
@@ -75,7 +79,10 @@ def run(shards: str, run_dir: Path, strike: Callable[[str, int], None] = lambda 
 def digests(run_dir: Path) -> list[str]:
     newest = checkpoint.newest_checkpoint(run_dir)
     assert newest is not None
-    return [hashlib.sha256((newest / name).read_bytes()).hexdigest() for name in ("model.safetensors", "optimizer.safetensors")]
+    return [
+        hashlib.sha256((newest / name).read_bytes()).hexdigest()
+        for name in ("model.safetensors", "optimizer.safetensors")
+    ]
 
 
 def points(run_dir: Path) -> list[tuple[str, int]]:
@@ -100,7 +107,9 @@ def test_a_disk_that_fills_up_in_a_checkpoint_loses_nothing_and_goes_on_when_the
             with (run_dir.parent / "something else").open("wb") as file:
                 file.write(bytes((free.f_bavail - 60) * free.f_frsize))  # a quarter of a megabyte is left
 
-    with pytest.raises(WorldStateError, match=r"step_00000004-0001.*No space left on device; make room") as told:
+    with pytest.raises(
+        WorldStateError, match=r"step_00000004-0001.*No space left on device; make room"
+    ) as told:
         run(shards, run_dir, fill)
     assert "\n" not in str(told.value)
     (kept,) = (run_dir / "checkpoints").iterdir()
@@ -154,6 +163,8 @@ def test_what_the_journal_cannot_take_is_one_clear_line(
 
     assert context._journal
     monkeypatch.setattr(context._journal, "append", refuse)
-    with pytest.raises(WorldStateError, match=r"cannot record in .*journal: No space left on device; make room"):
+    with pytest.raises(
+        WorldStateError, match=r"cannot record in .*journal: No space left on device; make room"
+    ):
         context.metrics(1, {"x": 1.0})
     context.close()

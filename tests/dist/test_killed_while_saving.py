@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "data.input_height": 48, "data.input_width": 64, "data.crop_height": 32, "data.crop_width": 32,
     "model.backbone.base_width": 8, "model.head.dim": 16, "train.batch_global": 4, "train.steps": 6,
-    "train.evaluate_every": 2, "train.checkpoint_every": 2, "train.keep_last": 1, "train.precision": "float32",
+    "train.evaluate_every": 2, "train.checkpoint_every": 2, "train.keep_last": 1,
+    "train.precision": "float32",
     "train.metrics_every": 1, "train.ema_decay": 0.9, "train.pictures": 1,
 }  # fmt: skip
 TIMED = ("_per_s", "_s", "_s_per_sample", "wait_share")
@@ -146,7 +147,7 @@ def test_a_kill_in_an_evaluation_costs_no_step(
 
 
 def counted(run_dir: Path) -> dict[str, object]:
-    """Everything of a run that anybody reads, but for the log: journals as they are read, files as they are."""
+    """All of a run that anybody reads, but for the log: journals as they are read, files as they are."""
     files = [path for path in run_dir.rglob("*") if path.is_file() and path.parent.name != "journal"]
     content: dict[str, object] = {str(path): path.read_bytes() for path in files if path.suffix != ".tmp"}
     return content | {"journal": read_journal(run_dir)}

@@ -1,12 +1,6 @@
 """A real tracking server that is not there at first, dies, and comes back: training never notices."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,77 +8,26 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.config import Config
-from pipeline.launch.local_cluster import LocalCluster
 from pipeline.settings import flatten, to_dict
-from pipeline.tracking.journal import Event, Journal, Metrics, read_journal
+from pipeline.tracking.journal import Journal
 from pipeline.tracking.mlflow_store import RunDescription
 from pipeline.tracking.mlflow_sync import MlflowRun, ship_pending
 from tests.faulty_proxy import Fault, FaultyProxy
+from tests.mlflow_server import TrackingServer, tracking_server, until
 
 pytestmark = pytest.mark.cluster
-OUTAGE_S = float(os.environ.get("CCS_TEST_OUTAGE_S", "2"))
-"""How long the server is away in the middle of the job; 60 for the figure that is published."""
-
-
-class Server:
-    """An `mlflow server` on loopback that can be killed and started again on the same port and data."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.folder = folder
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
-            "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
-            "--artifacts-destination", str(self.folder / "artifacts"), "--workers", "1",
-        ]  # fmt: skip
-        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | quiet
-        self.process = subprocess.Popen(
-            command, cwd=self.folder, env=environment, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        end = time.monotonic() + 90
-        while True:
-            assert self.process.poll() is None, "the server did not start"
-            assert time.monotonic() < end, "the server is not up"
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
-                    return
-            except OSError:
-                time.sleep(0.1)
-
-    def kill(self) -> None:
-        """SIGKILL the server and the worker that it started: its own session, nobody else's."""
-        if self.process is not None and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    (tmp_path / "server").mkdir()
-    server = Server(tmp_path / "server")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    yield server
-    server.kill()
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrackingServer]:
+    with tracking_server(tmp_path / "server") as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+        yield server
 
 
 def describe(runs: Path) -> RunDescription:
     return RunDescription(runs, runs / "demo", "demo", "test", flatten(Config()), to_dict(Config()))
-
-
-def until(condition, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
 
 
 def train(journal: Journal, first: int, last: int) -> float:
@@ -100,7 +43,7 @@ def train(journal: Journal, first: int, last: int) -> float:
 
 
 def test_no_point_is_lost_or_doubled_while_the_server_comes_and_goes(
-    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: TrackingServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal = Journal(tmp_path / "demo", "a")
     journal.event("start", 0)
@@ -177,7 +120,7 @@ class LateProxy(FaultyProxy):
 
 
 def test_batches_that_landed_though_the_client_gave_up_are_there_once(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: TrackingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.start()
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
@@ -198,79 +141,6 @@ def test_batches_that_landed_though_the_client_gave_up_are_there_once(
     for key in ("train/loss", "train/lr"):
         steps = [m.step for m in client.get_metric_history(run.run_id, key)]
         assert steps == list(range(1, 61)), key
-
-
-def history(uri: str, name: str) -> dict[str, list[int]]:
-    """Metric → its steps as MLflow has them, of the one run of that name; system metrics left out."""
-    client = MlflowClient(uri)
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    (run,) = client.search_runs(experiments, f"tags.`ccs.run_name` = '{name}'")
-    keys = [key for key in run.data.metrics if not key.startswith("system/")]
-    return {key: sorted(m.step for m in client.get_metric_history(run.info.run_id, key)) for key in keys}
-
-
-def recorded(run_dir: Path) -> dict[str, list[int]]:
-    """Metric → its steps as the journal has them."""
-    steps: dict[str, list[int]] = {}
-    for record in read_journal(run_dir):
-        for key in record.values if isinstance(record, Metrics) else ():
-            steps.setdefault(key, []).append(record.step)
-    return {key: sorted(set(found)) for key, found in steps.items()}
-
-
-def test_whatever_ended_a_job_while_the_server_was_away_the_same_words_ship_what_it_lacks(
-    server: Server, start_job, ray_environment: dict[str, str], ray_head: LocalCluster, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    run_dir = tmp_path / "runs" / "away"
-    words = ["--name", "away", "--workers", "2", "--train.steps", "900", "--train.checkpoint_every", "20"]
-    words += ["--train.evaluate_every", "300", "--register", "", "--tracking.wait_s", "2"]
-    for name, value in (("MLFLOW_TRACKING_URI", server.uri), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")):
-        monkeypatch.setitem(ray_environment, name, value)
-
-    def commits() -> int:
-        return sum(isinstance(r, Event) and r.name == "commit" for r in read_journal(run_dir))
-
-    def committed_more(job) -> None:
-        reached = commits()
-        job.wait_until(lambda: commits() >= reached + 2)
-
-    server.start()
-    job = start_job(*words)
-    committed_more(job)
-    server.kill()
-    committed_more(job)
-    time.sleep(OUTAGE_S)  # in the middle: it comes back, and all is there while the job goes on or soon after
-    server.start()
-    committed_more(job)
-    server.kill()
-    committed_more(job)
-    job.process.kill()  # the driver dies while the server is away
-    job.process.wait()
-
-    job = start_job(*words)  # begins without a server, too
-    committed_more(job)
-    job.process.send_signal(signal.SIGTERM)
-    assert job.result()["exit_code"] == 75, job.text
-    assert "type the same with --name away again to ship them" in job.text
-
-    server.start()
-    job = start_job(*words)
-    until(lambda: bool(history(server.uri, "away").get("train/loss")))
-    committed_more(job)
-    server.kill()
-    result = job.result()
-    assert (result["status"], result["step"]) == ("ok", 900), job.text
-    assert "type the same with --name away again to ship them" in job.text
-    time.sleep(OUTAGE_S)
-
-    server.start()
-    job = start_job(*words)
-    assert job.result()["status"] == "ok"
-    assert "finished already" in job.text
-    expected = recorded(run_dir)
-    assert expected["train/loss"] == list(range(2, 901, 2))
-    assert history(server.uri, "away") == expected, "none lost, none twice"
 
 
 def test_credentials_in_the_address_are_not_shown(

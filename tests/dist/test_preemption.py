@@ -1,4 +1,4 @@
-"""Ranks that are told to go, and nodes that go: the others train on, and the plan's samples stay the plan's."""
+"""Ranks that are told to go, and CPUs that go: the others train on, and the samples stay the plan's."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pipeline.launch.local_cluster import LocalCluster
 from pipeline.tracking.journal import Event, Metrics, Record, read_journal
 from pipeline.train.checkpoint import newest_checkpoint
+from tests.dist.ray_processes import train_workers
 
 pytestmark = pytest.mark.cluster
 LONG = ["--train.steps", "300", "--train.checkpoint_every", "20", "--train.evaluate_every", "300"]
@@ -32,10 +32,6 @@ POINTS = list(range(2, 301, 2))
 
 def curve(records: list[Record]) -> list[int]:
     return [r.step for r in records if isinstance(r, Metrics) and "train/loss" in r.values]
-
-
-def train_workers(cluster: LocalCluster) -> list[psutil.Process]:
-    return [p for p in cluster.processes() if "RayTrainWorker" in p.name() + " ".join(p.cmdline())]
 
 
 def test_rank_that_is_told_to_go_loses_no_step_and_the_job_goes_on_by_itself(
@@ -73,7 +69,7 @@ time.sleep(1000)
 
 
 class Neighbour:
-    """Somebody else's actor, which takes the next CPU of the cluster that becomes free, until it is closed."""
+    """Somebody else's actor, which takes the cluster's next free CPU until it is closed."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.process = subprocess.Popen(

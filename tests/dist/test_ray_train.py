@@ -9,14 +9,13 @@ import shutil
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.launch.local_cluster import LocalCluster
 from pipeline.recipes import recipe
 from pipeline.tracking.journal import Event, Metrics, Record, read_journal
 from pipeline.train.checkpoint import newest_checkpoint, read_checkpoint
+from tests.dist.ray_processes import reserve, titled, train_workers
 
 pytestmark = pytest.mark.cluster
 SAVED_OFTEN = ["--train.checkpoint_every", "20", "--train.evaluate_every", "300"]
@@ -27,23 +26,6 @@ SHORT = ["--train.steps", "12", "--train.checkpoint_every", "4", "--train.evalua
 
 def events(records: list[Record], name: str) -> list[Event]:
     return [record for record in records if isinstance(record, Event) and record.name == name]
-
-
-def train_workers(cluster: LocalCluster) -> list[psutil.Process]:
-    return [process for process in cluster.processes() if "RayTrainWorker" in process.name() + title(process)]
-
-
-def reserve(cluster: LocalCluster) -> set[int]:
-    """Idle worker processes that have torch loaded."""
-    return {
-        process.pid
-        for process in cluster.processes()
-        if title(process).startswith("ray::IDLE") and process.memory_info().rss > 250 << 20
-    }
-
-
-def title(process: psutil.Process) -> str:
-    return " ".join(process.cmdline())
 
 
 def test_job_trains_on_two_workers_and_tracks_one_run_and_repeats_as_a_no_op(
@@ -140,7 +122,7 @@ def test_restart_is_made_of_processes_in_reserve(start_job, ray_head, tmp_path: 
 def test_controller_that_dies_before_its_ranks_are_seen_keeps_no_cpus(start_job, ray_head) -> None:
     job = start_job("--name", "early", "--workers", "2", *SHORT, "--register", "")
     job.wait_until(lambda: bool(train_workers(ray_head)), 240)
-    (controller,) = [p for p in ray_head.processes() if "TrainController" in title(p)]
+    (controller,) = titled(ray_head, "TrainController")
     controller.kill()
     result = job.result()
     assert (result["status"], result["step"], result["restarts"]) == ("ok", 12, 1), job.text

@@ -1,4 +1,4 @@
-"""The train job on real Ray with its run in an object store: another machine finds it finished, or extends it."""
+"""The train job on real Ray with its run in an object store: known, and extended, on another machine."""
 
 import os
 import shutil

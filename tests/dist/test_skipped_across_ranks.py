@@ -35,12 +35,17 @@ def results(shards, tmp_path_factory):
             case = {"settings": SETTINGS | settings, "steps": [bad]}
             cases[f"{variant}-{kind}"] = case | {"kind": kind}
             cases[f"{variant}-{kind}-reference"] = case | {"kind": ""}
-    bounded = SETTINGS | {"train.max_skipped_steps": 1, "train.metrics_every": 100, "train.evaluate_every": 100}
+    bounded = SETTINGS | {
+        "train.max_skipped_steps": 1,
+        "train.metrics_every": 100,
+        "train.evaluate_every": 100,
+    }
     cases["too-many"] = {"settings": bounded, "kind": "activation", "steps": [0, 2]}
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     ranks = [
         subprocess.Popen(
-            [sys.executable, WORKER, str(rank), str(RANKS), folder, shards, json.dumps(cases)], env=environment
+            [sys.executable, WORKER, str(rank), str(RANKS), folder, shards, json.dumps(cases)],
+            env=environment,
         )
         for rank in range(RANKS)
     ]
@@ -87,6 +92,6 @@ def test_above_the_bound_both_end_at_the_same_step_with_the_same_words(results):
     ranks = results["too-many"]
     assert ranks[0]["error"] == ranks[1]["error"]
     keys = ", ".join(keys_of(ranks, 3)[:3])
-    assert f"2, allowed are 1; the last is step 3 with loss nan" in ranks[0]["error"]
+    assert "2, allowed are 1; the last is step 3 with loss nan" in ranks[0]["error"]
     assert f"samples {keys}, …" in ranks[0]["error"]
     assert [(rank["step"], rank["skipped_steps"]) for rank in ranks] == [(4, 2), (4, 2)]  # heard a step late

@@ -190,7 +190,8 @@ def test_a_checkpoint_that_cannot_be_written_stops_all_ranks_with_the_reason_and
     shards: str, tmp_path: Path
 ) -> None:
     program = (
-        "import sys; from pipeline.launch import torchrun; from pipeline.train.checkpoint_folder import CheckpointFolder\n"
+        "import sys; from pipeline.launch import torchrun\n"
+        "from pipeline.train.checkpoint_folder import CheckpointFolder\n"
         "put = CheckpointFolder.put\n"
         "def full(self, name, pieces):\n"
         "    if 'step_00000004' in self.path.name: raise OSError(28, 'No space left on device')\n"

@@ -13,6 +13,7 @@ from pipeline.data.store.objects import ObjectStore
 from pipeline.errors import ShardError, WorldStateError
 from tests.faulty_proxy import FaultyProxy
 from tests.moto_server import serving_s3
+from tests.objects_in_memory import ObjectsInMemory
 from tests.rclone_server import s3_environment, serving
 
 QUICK = StoreConfig(timeout_s=2.0, attempts=4)
@@ -34,7 +35,14 @@ def store(place, request):
     store.close()
 
 
-def test_an_object_is_made_once_and_replaced_by_whoever_read_it_last(store):
+@pytest.fixture(params=["server", "memory"])
+def either(request, store):
+    """The store, and what tests have in its place."""
+    return store if request.param == "server" else ObjectsInMemory("s3://runs/x", {})
+
+
+def test_an_object_is_made_once_and_replaced_by_whoever_read_it_last(either):
+    store = either
     assert store.read("a") is None
     assert store.create("a", b"one")
     assert not store.create("a", b"two")
@@ -53,13 +61,15 @@ def test_an_object_is_made_once_and_replaced_by_whoever_read_it_last(store):
     assert store.names("") == {"a": 3}
 
 
-def test_of_many_that_make_an_object_at_once_one_does(store):
+def test_of_many_that_make_an_object_at_once_one_does(either):
+    store = either
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda n: store.create("a", bytes([n])), range(32)))
     assert sum(made) == 1
 
 
-def test_files_of_any_size_come_back_as_they_were_and_go_when_they_are_removed(store, tmp_path):
+def test_files_of_any_size_come_back_as_they_were_and_go_when_they_are_removed(either, tmp_path):
+    store = either
     sizes = (0, 1, (8 << 20), (8 << 20) + 1, 10_000_001)
     files = {f"f/{size}.bin": hashlib.shake_128(str(size).encode()).digest(size) for size in sizes}
     for name, data in files.items():

@@ -1,12 +1,18 @@
+import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import boto3
 import cv2
 import numpy as np
 import pytest
 
 from pipeline.data.packing.pack import pack_cityscapes
+from pipeline.launch import remote_lease, remote_run
+from tests.machines import Machine
+from tests.moto_server import serving_s3
+from tests.rclone_server import s3_environment
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +42,42 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 assert cv2.imwrite(str(folder / f"{split}_{index:06d}_000019_{suffix}.png"), pixels)
     pack_cityscapes(str(base / "tree"), str(base / "shards"))
     return base / "shards"
+
+
+@pytest.fixture(scope="session")
+def s3_place() -> Iterator[str]:
+    """host:port of a server with a bucket `runs`."""
+    with serving_s3() as place, pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_environment(f"http://{place}").items():
+            patch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="runs")
+        yield place
+
+
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def objects(s3_place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where machines keep their runs: that server."""
+    for name, value in s3_environment(f"http://{s3_place}").items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def machines(
+    objects: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Machine]]:
+    """Makes machines: `machines("here")`; of a run, one after the other takes the lease at once."""
+    monkeypatch.setattr(remote_run, "lock_identity", lambda path: "one lock, whose holder is dead")
+    monkeypatch.setattr(remote_lease, "RENEW_S", 3600.0)  # by itself no lease is renewed, and none found lost
+    made: list[Machine] = []
+    default = f"s3://runs/{next(_NUMBERS)}/run"
+
+    def machine(name: str, address: str = default) -> Machine:
+        made.append(Machine(address, tmp_path / address.split("/")[-2] / name / "run"))
+        return made[-1]
+
+    yield machine
+    for each in made:
+        each.run.release()

@@ -1,5 +1,6 @@
 """Of the attempts of a run only the newest one may write what counts."""
 
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -10,7 +11,7 @@ import pytest
 
 from pipeline.errors import WorldStateError
 from pipeline.launch import fence
-from pipeline.launch.fence import begin_attempt, newest_token, refuse_superseded, token_of
+from pipeline.launch.fence import SupersededError, begin_attempt, newest_token, refuse_superseded, token_of
 from pipeline.launch.run_context import JournaledContext
 from pipeline.tracking.journal import Journal, Metrics, read_journal
 from pipeline.tracking.seal import seal_journals
@@ -171,3 +172,8 @@ def test_sealing_that_is_killed_at_any_instruction_is_done_by_the_next_attempt_o
     (sealed,) = (place_for_all / "journal").iterdir()
     assert sealed.read_text() == content
     assert sealed.stat().st_mode & 0o222 == 0
+
+
+def test_error_of_an_attempt_that_is_over_reaches_the_driver_with_its_number() -> None:
+    error = pickle.loads(pickle.dumps(SupersededError("attempt 0002 is over", 3)))
+    assert (str(error), error.newest, error.exit_code) == ("attempt 0002 is over", 3, 3)

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.errors import ConfigError, WorldStateError
 from pipeline.launch import ray_cluster
-from pipeline.launch.ray_cluster import check_address, connected
+from pipeline.launch.ray_cluster import check_address, connected, refuse_other_nodes
 from pipeline.launch.workers import Room
 
 
@@ -57,3 +57,24 @@ def test_what_is_no_address_is_refused_by_name(address: str, monkeypatch: pytest
 
 def test_auto_is_left_to_ray() -> None:
     check_address("auto")
+
+
+def nodes(*cpus: float, dead: int = 0) -> SimpleNamespace:
+    """Ray with nodes of so many CPUs, and some that are gone."""
+    alive = [{"Alive": True, "Resources": {"CPU": num} if num else {}} for num in cpus]
+    gone = [{"Alive": False, "Resources": {"CPU": 8.0}}] * dead
+    return SimpleNamespace(nodes=lambda: alive + gone)
+
+
+def test_a_run_at_an_address_is_refused_where_several_nodes_may_get_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for alone in (nodes(2.0), nodes(0.0, 2.0), nodes(2.0, dead=2)):
+        monkeypatch.setitem(sys.modules, "ray", alone)
+        refuse_other_nodes("s3://bucket/runs")
+    monkeypatch.setitem(sys.modules, "ray", nodes(2.0, 4.0, 0.0, dead=1))
+    with pytest.raises(
+        WorldStateError, match="--runs s3://bucket/runs is for one node, and this cluster has 2"
+    ) as told:
+        refuse_other_nodes("s3://bucket/runs")
+    assert "type a --runs that all nodes mount" in str(told.value)

@@ -43,6 +43,12 @@ def test_shares_of_a_pixel_and_shares_of_a_class_sum_to_one():
     )
 
 
+def test_the_first_of_equal_classes_gets_the_pixel_of_a_hard_assignment():
+    coarse = torch.zeros(1, CLASSES, 2, dtype=torch.float64)
+    coarse[0, 0, 1] = -1.0
+    assert assign(coarse, "hard", 1.0)[0].T.tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0]]
+
+
 @pytest.mark.parametrize("mass", MASSES)
 def test_a_certain_share_weighs_one_in_every_mass_and_a_missing_share_nothing(mass):
     certain = torch.eye(CLASSES, dtype=torch.float64)[None]

@@ -269,11 +269,16 @@ def test_label_image_centers_are_the_means_of_labelled_pixels():
     assert not found[2].any()
 
 
+@pytest.mark.parametrize("intra_form", INTRA_FORMS)
 @pytest.mark.parametrize("center_source", CENTER_SOURCES)
-def test_detached_centers_are_moved_by_the_inter_class_distance_alone(center_source):
+def test_detached_centers_are_moved_by_the_inter_class_distance_alone(center_source, intra_form):
     def gradients(**changes):
         config = loss_loops.settings(
-            center_source=center_source, detach_center=True, lambda_coarse=0.0, **changes
+            center_source=center_source,
+            detach_center=True,
+            intra_form=intra_form,
+            lambda_coarse=0.0,
+            **changes,
         )
         label, output = make_label(2), make_output(2)
         found = segmentation_losses(output, label, counts(label, config), config)
@@ -288,8 +293,9 @@ def test_detached_centers_are_moved_by_the_inter_class_distance_alone(center_sou
     assert center.any()
 
 
-def test_detached_label_means_pull_pixels_as_if_the_means_stood_still():
-    config = loss_loops.settings(center_source="label-image", detach_center=True)
+@pytest.mark.parametrize("intra_form", INTRA_FORMS)
+def test_detached_label_means_pull_pixels_as_if_the_means_stood_still(intra_form):
+    config = loss_loops.settings(center_source="label-image", detach_center=True, intra_form=intra_form)
     label, output = make_label(2), make_output(2)
     where, denominators = where_of(label), counts(label, config)
     means = loss_centers(output, where, config).detach()

@@ -9,7 +9,22 @@ import pytest
 import torch
 
 from pipeline.model.losses import segmentation_losses
-from tests.segmenters import DEFAULT, counts, every_head, make_batch, make_model, one_of_a_kind, tensors
+from tests.segmenters import (
+    DEFAULT,
+    counts,
+    every_head,
+    make_batch,
+    make_model,
+    one_of_a_kind,
+    small,
+    tensors,
+)
+
+LABELS_AT_WORK = small(
+    mask_ignored=True, ohem_share=0.3, lambda_balanced=0.5, center_source="label-image", n_min=2,
+    inter_form="softmax", intra_form="l1", intra_mean="batch-class", detach_center=True,
+)  # fmt: skip
+"""All that makes more of the labels than the default does."""
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +84,10 @@ def test_a_step_traces_as_one_graph_and_so_reads_no_value_back_to_the_host(head)
 @one_of_a_kind
 def test_forward_and_backward_of_a_step_compile_as_one_graph_each(head):
     assert_same(*compiled_and_plain_step(head, "aot_eager"))
+
+
+def test_a_step_that_makes_the_most_of_the_labels_traces_as_one_graph():
+    assert_same(*compiled_and_plain_step(LABELS_AT_WORK, "eager"))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor's CPU kernels need a C++ compiler")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from pipeline.model.backbone import BackboneChannels, BackboneFeatures
@@ -69,6 +70,33 @@ def test_object_context_joins_the_attended_regions_to_each_pixel():
         )
         joined_DN = pointwise(module.fuse, np.concatenate([pointwise(module.out, context_EN), pixel_DN]))
         np.testing.assert_allclose(found[b].reshape(6, 12), joined_DN, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gather_and_attention_run_in_float32_under_autocast(dtype):
+    torch.manual_seed(0)
+    head = OcrHead(BackboneChannels(8, 8, 8), CLASSES, OCR).eval()
+    context, seen = head.context, {}
+
+    def listen(name: str, module: torch.nn.Module) -> None:
+        module.register_forward_hook(lambda _, inputs, output: seen.update({name: (inputs, output)}))
+
+    for name in ("query", "key", "value", "out"):
+        listen(name, getattr(context, name))
+    listen("coarse", head.reduction.coarse)
+    context.register_forward_pre_hook(lambda _, inputs: seen.update(context=inputs))
+    features = random(2, 8, 5, 6).float()
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        head(BackboneFeatures(features, features))
+    reduced_BDhw, region_BKD = seen["context"]
+    coarse_BKhw = seen["coarse"][1]
+    assert coarse_BKhw.dtype == dtype
+    assert torch.equal(
+        region_BKD, gather_regions(*(x.float().flatten(2) for x in (reduced_BDhw, coarse_BKhw)))
+    )
+    told = [seen[name][1].float().flatten(2) for name in ("query", "key", "value")]
+    ((attended_BEhw,), _) = seen["out"]
+    assert torch.equal(attended_BEhw, attend(*told).to(dtype).unflatten(2, (5, 6)))
 
 
 def test_the_regions_are_those_of_the_coarse_prediction():

@@ -149,6 +149,37 @@ def test_masked_training_does_not_let_ignored_pixels_into_the_scene_centers():
     assert not torch.allclose(model.eval()(image, everything).centers_BKD[0], global_center)
 
 
+def test_the_mask_is_that_of_each_images_own_labels_at_the_middles_of_feature_pixels():
+    head = HeadConfig(dim=16, dropout=0.0, mask_ignored=True)
+    model = make_model(head).double().train()
+    image, label = make_batch()
+    label[0, :, :21] = IGNORE
+    label[1, 14:30, 40:] = IGNORE
+    output = model(image, label)
+    size = output.coarse_BKhw.shape[2:]
+    small = nn.functional.interpolate(label[:, None].float(), size, mode="nearest-exact")[:, 0]
+    counted = (small != IGNORE).sum((1, 2))
+    assert 0 < counted.min() < counted.max() < small[0].numel()
+    torch.testing.assert_close(output.scene.mass_BK.sum(1), counted.double())
+    share_BKN = (output.coarse_BKhw.softmax(1) * (small != IGNORE)[:, None]).flatten(2)
+    summed_BKD = share_BKN @ output.features_BDhw.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(output.scene.center_BKD, summed_BKD / share_BKN.sum(2, keepdim=True))
+
+
+@pytest.mark.parametrize("name", [name for name, head in CCS.items() if head.fusion != "off"])
+def test_the_prediction_teaches_the_coarse_classifier_by_way_of_the_scene_centers(name):
+    model = make_model(CCS[name]).train()
+    alpha = model.head.similarity.centers.learned_alpha
+    if alpha is not None:
+        nn.init.ones_(alpha)  # from 0 on it lets nothing through
+    model(make_batch()[0]).logits_BKhw.square().mean().backward()
+    gradient = model.head.reduction.coarse.weight.grad
+    if name == "hard":  # a choice has no slope
+        assert gradient is None
+    else:
+        assert gradient.any()
+
+
 @one_of_a_kind
 def test_the_network_runs_in_float64_throughout(head):
     model = make_model(head).double().eval()

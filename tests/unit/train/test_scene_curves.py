@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.config import HeadConfig
 from pipeline.model.output import SceneState, SegmenterOutput
@@ -12,6 +11,7 @@ from pipeline.settings import with_settings
 from pipeline.train import metrics
 from pipeline.train.loop import fit
 from pipeline.train.scene_curves import SceneCurves
+from tests.nothing_read import NothingIsReadBack
 
 CPU = torch.device("cpu")
 NAMES = ("road", "sky", "pole")
@@ -64,14 +64,6 @@ def test_what_is_kept_is_small_and_is_not_changed_by_the_optimizer():
     held = [centers, global_, *scene]
     assert sum(t.untyped_storage().nbytes() for t in held) < 1000
     assert not any(t.requires_grad for t in held)
-
-
-class NothingIsReadBack(TorchDispatchMode):
-    """Refuses the operators by which the host waits for a number of the device."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
-        return func(*args, **(kwargs or {}))
 
 
 def test_neither_keeping_nor_summing_waits_for_the_device():
