@@ -94,7 +94,7 @@ def run_attempt(
             spares.pause()
 
 
-def _must_stop(signals: StopSignals, drains: DrainWatch, watch: RankWatch) -> bool:
+def _must_stop(signals: StopWish, drains: DrainWatch, watch: RankWatch) -> bool:
     """Whether the ranks shall stop after a checkpoint, said once it is so."""
     if signals.stop_wanted():
         logger.info("[event] asked to stop: checkpointing at the end of the step")
