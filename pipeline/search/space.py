@@ -119,7 +119,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # noqa: S506 - text alone
     except FileNotFoundError as error:
         raise ConfigError(
-            f"--space {path}: no such file, and no preset{_known_presets(str(path))}"
+            f"--space {path}: no such file, and no preset{_known_presets(path.name)}"
         ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"--space {path} cannot be read ({' '.join(str(error).split())})") from error
