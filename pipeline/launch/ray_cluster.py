@@ -39,6 +39,8 @@ PROCESS_ENVIRONMENT = {
 }
 """What Ray Train does not hand on to its controller by itself."""
 
+TOKEN = secrets.token_hex(32)
+"""Of all private clusters of this process: Ray reads the first one's, and goes by it to the end."""
 PROBE_TIMEOUT_S = 5.0
 """Longest that a cluster's port may take to accept; Ray itself would try for minutes."""
 
@@ -67,7 +69,7 @@ def connected(worker_setup: str = "") -> Iterator[Room]:
     if not os.environ.get("RAY_ADDRESS"):
         # Ray reads these when it is imported; by default it would leave a token in the home folder.
         os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ["RAY_AUTH_TOKEN"] = TOKEN
     import ray  # noqa: PLC0415 - after the environment that it reads, and after all cheap checks
 
     # In a job Ray itself carries the working directory to the workers; elsewhere they import this copy.

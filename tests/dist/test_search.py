@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
+from mlflow import MlflowClient
 
-from pipeline.launch.local_cluster import LocalCluster
 from pipeline.launch.tune_folder import TuneFolder
 from pipeline.tracking.journal import Event, Metrics, read_attempts, read_journal
+from tests.dist.ray_processes import titled
 
 pytestmark = pytest.mark.cluster
 EVERY = 5
@@ -26,17 +26,6 @@ def words(name: str, trials: int, steps: int, *more: str) -> list[str]:
     schedule = ["--train.steps", str(steps), "--train.evaluate_every", str(EVERY)]
     schedule += ["--train.checkpoint_every", str(EVERY)]
     return ["--name", name, "--trials", str(trials), "--reduction", "2", *SPACE, *schedule, *more]
-
-
-def title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
-def titled(cluster: LocalCluster, *parts: str) -> list[psutil.Process]:
-    return [process for process in cluster.processes() if any(part in title(process) for part in parts)]
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
@@ -71,14 +60,25 @@ def test_trials_of_which_many_are_stopped_run_on_two_cpus_and_leave_nothing(
         ended = folder.ended(number)
         assert ended is not None
         decisions = folder.decisions(number)
-        reached = [point for point in range(EVERY, 41, EVERY) if point <= ended.step]
-        assert ended.state == ("done" if all(d.passes for d in decisions) else "stopped")
-        due = [] if number == 0 else [step for step in (5, 10, 20) if step in reached]
-        assert [decision.step for decision in decisions] == due
+        steps = [decision.step for decision in decisions]
         if ended.state == "stopped":
-            assert decisions[-1].step <= ended.step < decisions[-1].step + 2 * EVERY
+            assert steps == [5, 10, 20][: len(steps)]
+            assert [decision.passes for decision in decisions] == [True] * (len(steps) - 1) + [False]
             assert f"[trial] {number:03d} stopped at step {ended.step}/40" in search.text
-    wait_until(lambda: not titled(ray_head, "RayTrainWorker", "TrainController", TRIAL_DRIVER))
+        else:
+            assert (ended.state, ended.step) == ("done", 40)
+            assert steps == ([] if number == 0 else [5, 10, 20])
+    for titles in ("RayTrainWorker", "TrainController", TRIAL_DRIVER):
+        wait_until(lambda titles=titles: not titled(ray_head, titles))
+
+    client = MlflowClient(result["tracking_uri"])
+    parent = client.get_run(result["parent_run_id"])
+    assert parent.info.status == "FINISHED"
+    below = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    children = client.search_runs([parent.info.experiment_id], below)
+    assert sorted(child.data.tags["search.trial"] for child in children) == [f"{n:03d}" for n in range(8)]
+    assert {child.info.status for child in children} == {"FINISHED"}
+    assert Path(result["report"]).stat().st_size > 10_000
 
     again = start_job(*words("s", 8, 40), job="tune")
     repeated = again.result()
