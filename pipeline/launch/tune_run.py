@@ -10,10 +10,11 @@ from pipeline.launch.ray_cluster import check_shared
 from pipeline.launch.room import ranks_now
 from pipeline.launch.stop_signals import StopSignals
 from pipeline.launch.tune_checks import CheckedSearch, trials_at_once, write_plan
+from pipeline.launch.tune_conductor import Search
 from pipeline.launch.tune_folder import TuneFolder
 from pipeline.launch.tune_progress import followed
 from pipeline.launch.tune_request import TuneRequest
-from pipeline.launch.tune_search import Search, run_search
+from pipeline.launch.tune_search import run_search
 from pipeline.launch.workers import Workers
 
 logger = logging.getLogger(__name__)

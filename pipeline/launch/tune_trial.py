@@ -117,13 +117,18 @@ def train_trial(task: TrialTask, stop: TrialStop) -> Ended | None:
         recorded = identity(task.config, {"manifest_id": task.manifest_id})
         refuse_other_run(task.run_dir, recorded)
         write_json(task.run_dir / "config.json", recorded)
-        ended = Ended("stopped", 0) if stop.is_decided() else _trained(task, stop)
+        ended = _ended_before(stop) if stop.stop_wanted() else _trained(task, stop)
         if ended:
             task.folder.write_ended(task.number, ended)
             with suppress(OSError):  # what stays costs room alone
                 for checkpoint in superfluous(task.run_dir, keep_last=0):
                     remove(checkpoint)
         return ended
+
+
+def _ended_before(stop: TrialStop) -> Ended | None:
+    """How a trial ends that is to stop before it has begun."""
+    return Ended("stopped", 0) if stop.is_decided() else None
 
 
 def _trained(task: TrialTask, stop: TrialStop) -> Ended | None:

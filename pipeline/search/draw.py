@@ -1,4 +1,4 @@
-"""Settings from places in the unit cube: what random and quasi-random search propose, and where TPE begins.
+"""Settings from places in the unit cube: what random and quasi-random search propose.
 
 Proposal n is a function of the space, the seed and n alone, so a search that is started again proposes what
 it would have proposed.

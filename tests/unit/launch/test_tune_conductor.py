@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from pipeline.errors import Preempted, WorldStateError
+from pipeline.launch.tune_conductor import Conductor, Search
 from pipeline.launch.tune_folder import Ended, TrialReader, TuneFolder
-from pipeline.launch.tune_search import Conductor, Search
 from pipeline.launch.tune_trial import TrialStop, task_from_text, task_to_text
 from pipeline.launch.workers import Workers
 from pipeline.recipes import laptop
