@@ -136,7 +136,7 @@ class TrialReader:
         ended = self._folder.ended(order.number)  # first: what is read after it is all that there will be
         run_dir = self._folder.trial_dir(order.number)
         decisions = self._folder.decisions(order.number)
-        records = read_journal(run_dir)
+        records, attempts = read_journal(run_dir), [found for _, found in read_attempts(run_dir)]
         trial = Trial(
             order.number, order.name, order.settings,
             state=ended.state if ended else "running",
@@ -144,8 +144,8 @@ class TrialReader:
             rungs=tuple(decision.step for decision in decisions),
             budget_steps=self._plan.budget_steps,
             step=max(ended.step if ended else 0, newest_step(records)),
-            train_s=train_seconds(run_dir),
-            whole_s=whole_seconds(run_dir),
+            train_s=train_seconds(attempts),
+            whole_s=whole_seconds(run_dir, attempts),
             reason=self._reason(ended, decisions),
             seed=order.seed, repeats=order.repeats,
             run_dir=str(run_dir.relative_to(self._folder.path)),
@@ -171,21 +171,20 @@ def newest_step(records: Sequence[Record]) -> int:
     return max((record.step for record in records if isinstance(record, Metrics)), default=0)
 
 
-def train_seconds(run_dir: Path) -> float:
+def train_seconds(attempts: Sequence[Sequence[Record]]) -> float:
     """Seconds of all attempts, each from its start, once all is loaded, to its last record."""
     total_s = 0.0
-    for _, records in read_attempts(run_dir):
+    for records in attempts:
         started = [record for record in records if isinstance(record, Event) and record.name == START]
         if started:
             total_s += records[-1].time_s - started[0].time_s
     return total_s
 
 
-def whole_seconds(run_dir: Path) -> float:
+def whole_seconds(run_dir: Path, attempts: Sequence[Sequence[Record]]) -> float:
     """Seconds of all sessions of a trial's drivers; one that was killed counts to its last record."""
-    total_s, newest_s = 0.0, 0.0
-    for _, records in read_attempts(run_dir):
-        newest_s = max(newest_s, *(record.time_s for record in records), 0.0)
+    total_s = 0.0
+    newest_s = max((record.time_s for records in attempts for record in records), default=0.0)
     for path in sorted((run_dir / SESSIONS).glob("*.json")):
         content = _read(path)
         if content:

@@ -81,8 +81,10 @@ def _settle(request: TuneRequest, checked: CheckedSearch, result: Result) -> Non
     from pipeline.tracking.mlflow_sync import ship_pending  # noqa: PLC0415
 
     logger.info("[done]  search=%s is finished already, with this space: nothing to do", request.name)
-    outcome = TuneFolder(request.search_dir).outcome()
-    if outcome is None:  # its driver was killed between the last trial and its own end
+    folder = TuneFolder(request.search_dir)
+    outcome = folder.outcome()
+    # Else its driver was killed between the last trial and its own end.
+    if outcome is None or outcome["trials"] != len(folder.orders()):
         with followed(request, checked, result):
             return
     result |= {name: outcome[name] for name in ("parent_run_id", "tracking_uri", "report")}
