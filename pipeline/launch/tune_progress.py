@@ -65,9 +65,9 @@ class Progress:
         if now_s < self._look_at_s:
             return
         record = self._tell_ended()
-        self.tracking.update(record)
         pause_s = max(LOOK_EVERY_S, READING_SHARE * (time.thread_time() - began_s))
         self._look_at_s = time.monotonic() + pause_s
+        self.tracking.update(record)
         if now_s - self._table_s >= TABLE_EVERY_S:
             self._table_s = now_s
             for line in table_lines(record, num_planned(self._plan), self.concurrent):
