@@ -29,7 +29,7 @@ from pipeline.launch.driver_journal import driver_journal
 from pipeline.launch.fence import begin_attempt
 from pipeline.launch.ray_attempt import Launch, run_attempt
 from pipeline.launch.room import wait_for_room
-from pipeline.launch.spares import CALM_S, Spares
+from pipeline.launch.spares import Spares
 from pipeline.launch.staging import stage_on_nodes
 from pipeline.launch.stop_signals import StopWish
 
@@ -44,16 +44,16 @@ class Trained:
     restarts: int
 
 
-def train_on_ray(launch: Launch, signals: StopWish, calm_s: float = CALM_S) -> Trained:
+def train_on_ray(launch: Launch, signals: StopWish, spares: Spares | None = None) -> Trained:
     """Trains to the end, or to a stop that was asked for, over as many attempts as the config allows.
 
-    Processes are kept in reserve after `calm_s` of training.
-
+    `spares` are those of an earlier training of this process, whose processes may be taken.
     Raises the PipelineError of a worker as it was raised there, and whatever Ray says of a failure
     that outlived all restarts; PipelineError where ranks hung again and again.
     """
     stage_on_nodes(launch.config, launch.shards, launch.run_dir, launch.workers, signals)
-    spares = Spares(calm_s) if launch.config.launch.spares else None
+    if spares is None and launch.config.launch.spares:
+        spares = Spares()
     job = secrets.token_hex(3)
     failure: Failure | None = None
     failures = 0

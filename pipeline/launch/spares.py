@@ -47,9 +47,7 @@ IDLE_TITLE = "ray::IDLE"
 class Spares:
     """Keeps as many processes in reserve as the next attempt will take; its work is done in a thread."""
 
-    def __init__(self, calm_s: float = CALM_S) -> None:
-        """The first are ordered once so many seconds of training have passed."""
-        self._calm_s = calm_s
+    def __init__(self) -> None:
         context = ray.get_runtime_context()
         self._here = context.get_node_id()
         job = context.get_runtime_env_string()  # type: ignore[no-untyped-call]  # Ray's own
@@ -72,7 +70,7 @@ class Spares:
             self._thread = None
 
     def _fill(self, ranks: list[Place]) -> None:
-        if not self._ordered and self._stop.wait(self._calm_s):
+        if not self._ordered and self._stop.wait(CALM_S):
             return
         try:
             for node in {self._here} | {place.node for place in ranks}:

@@ -12,6 +12,7 @@ from typing import Any
 from ray import tune
 
 from pipeline.errors import Preempted, WorldStateError, one_line
+from pipeline.launch.spares import Spares
 from pipeline.launch.tune_folder import scores
 from pipeline.launch.tune_trial import TrialStop, TrialTask, task_from_text, train_trial
 from pipeline.tracking.journal import read_journal
@@ -36,13 +37,19 @@ class TrialActor(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Begin with a trial."""
-        self._training = _Training(task_from_text(config[TASK]))
+        self._begin(config, spares=None)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin with another trial, in the same process; the one before is over."""
         self.cleanup()
-        self.setup(new_config)
+        self._begin(new_config, self._spares)
         return True
+
+    def _begin(self, config: dict[str, Any], spares: Spares | None) -> None:
+        task = task_from_text(config[TASK])
+        # What a trial leaves in reserve is what the next one begins with.
+        self._spares = spares or (Spares() if task.config.launch.spares else None)
+        self._training = _Training(task, self._spares)
 
     def step(self) -> dict[str, Any]:
         """Waits for the next score or the end; a failure that is not the settings' doing is raised."""
@@ -56,8 +63,8 @@ class TrialActor(tune.Trainable):
 class _Training:
     """A trial in a thread, and what was told of it."""
 
-    def __init__(self, task: TrialTask) -> None:
-        self._task, self._stop = task, TrialStop(task)
+    def __init__(self, task: TrialTask, spares: Spares | None) -> None:
+        self._task, self._stop, self._spares = task, TrialStop(task), spares
         self._told = -1
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="trial", daemon=True)
@@ -65,7 +72,7 @@ class _Training:
 
     def _run(self) -> None:
         try:
-            train_trial(self._task, self._stop)
+            train_trial(self._task, self._stop, self._spares)
         except Exception as error:  # noqa: BLE001 - raised again by `news` in Tune's thread
             self._error = error
 

@@ -23,6 +23,7 @@ from pipeline.launch.ray_attempt import Launch
 from pipeline.launch.ray_train import train_on_ray
 from pipeline.launch.run_context import log_to_file
 from pipeline.launch.run_folder import identity, lease, refuse_other_run, write_json
+from pipeline.launch.spares import Spares
 from pipeline.launch.tune_folder import SESSIONS, Ended, TuneFolder
 from pipeline.launch.workers import Workers
 from pipeline.launch.world_size import WorldRange
@@ -101,8 +102,10 @@ class TrialStop:
         return self._folder.stop_decided(self._number)
 
 
-def train_trial(task: TrialTask, stop: TrialStop) -> Ended | None:
+def train_trial(task: TrialTask, stop: TrialStop, spares: Spares | None) -> Ended | None:
     """Trains a trial to its end, and notes how it ended; None where it was interrupted, and is to go on.
+
+    `spares` are the processes that the trial before it left in reserve.
 
     Raises Preempted where the cluster has no room for it, and whatever Ray says of a failure that
     outlived all restarts; what ends a training by itself, such as a loss that is not finite, fails the trial.
@@ -117,7 +120,7 @@ def train_trial(task: TrialTask, stop: TrialStop) -> Ended | None:
         recorded = identity(task.config, {"manifest_id": task.manifest_id})
         refuse_other_run(task.run_dir, recorded)
         write_json(task.run_dir / "config.json", recorded)
-        ended = _ended_before(stop) if stop.stop_wanted() else _trained(task, stop)
+        ended = _ended_before(stop) if stop.stop_wanted() else _trained(task, stop, spares)
         if ended:
             task.folder.write_ended(task.number, ended)
             with suppress(OSError):  # what stays costs room alone
@@ -131,12 +134,11 @@ def _ended_before(stop: TrialStop) -> Ended | None:
     return Ended("stopped", 0) if stop.is_decided() else None
 
 
-def _trained(task: TrialTask, stop: TrialStop) -> Ended | None:
+def _trained(task: TrialTask, stop: TrialStop, spares: Spares | None) -> Ended | None:
     workers = task.workers
     launch = Launch(task.config, task.shards, task.run_dir, workers, WorldRange(workers.num, workers.num))
     try:
-        # At once: what this trial leaves in reserve is what the next one begins with.
-        fit = train_on_ray(launch, stop, calm_s=0.0).fit
+        fit = train_on_ray(launch, stop, spares).fit
     except (Preempted, WorldStateError):
         raise  # not the doing of its settings: full disks, no room, a newer attempt
     except PipelineError as error:
