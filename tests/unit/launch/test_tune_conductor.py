@@ -62,7 +62,7 @@ def test_a_trial_is_stopped_by_a_note_that_another_driver_finds(search):
     tasks = [conductor.next_task() for _ in range(3)]
     score(search, 1, 0.5, 0.6)
     conductor.scored(1)
-    score(search, 2, 0.5, 0.4, 0.9)
+    score(search, 2, 0.5, 0.4, 0.9, 0.9)
     assert not TrialStop(tasks[2]).stop_wanted()
     Conductor(search).scored(2)
     assert [decision.step for decision in search.folder.decisions(2)] == [10, 20], "and none after its stop"
