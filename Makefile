@@ -51,9 +51,9 @@ train: $(STAMP) ## Train through a local Ray head, from the data set to a regist
 	@exec $(BIN)/python -m pipeline.launch.make_train --runs "$(RUNS)" --cityscapes "$(CITYSCAPES)" \
 		--recipe "$(RECIPE)" --workers "$(WORKERS)" -- $(ARGS)
 
-# Two processes: one begins with the tests that share a Ray head and mostly wait, one with all others.
+# Two processes, a file of tests to each in turn: those of tests/dist, which mostly wait, come first.
 test: $(STAMP) ## Run the whole test suite.
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(STAMP) ## Format, lint, types and import contracts.
 	$(BIN)/ruff format --check .

@@ -37,14 +37,6 @@ def write_scene(root: Path, split: str, index: int) -> None:
         assert cv2.imwrite(str(path), picture)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the shared Ray head stay in one process, all others with their file."""
-    on_ray = {item.path for item in items if "ray_head" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else str(item.path)))
-
-
 @pytest.fixture(autouse=True)
 def pipeline_logger():
     """A job that runs inside a test sends the log to that test's standard output, which then closes."""
