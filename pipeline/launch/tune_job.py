@@ -114,7 +114,7 @@ def _tell_best(request: TuneRequest, plan: SearchPlan, result: Result) -> Settin
     result["defaults_miou"] = None if better is None else best.score - better * plan.sign
     logger.info(
         "[done]  best mIoU %.3f%s%s: trial %03d, %s  report=%s",
-        best.score, f", mean of {best.seeds} seeds" if best.seeds > 1 else "",
+        best.score, f", mean of {best.seeds} fresh seeds" if best.is_repeated else "",
         "" if better is None else f", {better:+.3f} over the defaults",
         best.trial.number, best.trial.name, result["report"],
     )  # fmt: skip

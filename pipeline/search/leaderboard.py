@@ -1,7 +1,7 @@
 """Who leads a search, and by how much: what was measured at the full budget, repeats by their mean.
 
-A trial that was repeated with fresh seeds is judged by the mean of all its trainings. Repeated ones stand
-before those that were trained once, since of many the one that looks best owes some of that to its seed;
+A trial that was repeated with fresh seeds is judged by the mean of these alone: it was chosen by the score of
+its first seed, which therefore flatters it. Repeated ones stand before those that were trained once, and
 these before those that ended early, whose scores are of smaller budgets. Ties go to the smaller number: the
 defaults, which are trial 0, lose only to what is better.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.search.full_budget import finite_points
@@ -65,14 +66,19 @@ def winner(record: SearchRecord) -> Standing | None:
 
 def _standing(record: SearchRecord, trial: Trial) -> Standing:
     repeats = record.repeats_of(trial.number)
-    trainings = [trial, *(again for again in repeats if again.state == "done" and trial.state == "done")]
-    curves = [curve for training in trainings if (curve := finite_points(training))]
+    fresh = [again for again in repeats if again.state == "done" and trial.state == "done"]
+    curves = _curves(fresh) or _curves([trial])
     scores = [curve[max(curve)] for curve in curves]
     if not scores:
         return Standing(0, trial, None, None, 0, trial.step, is_repeated=bool(repeats))
     spread = statistics.stdev(scores) if len(scores) > 1 else None
     mean = statistics.fmean(scores)
     return Standing(0, trial, mean, spread, len(scores), max(curves[0]), is_repeated=bool(repeats))
+
+
+def _curves(trainings: Sequence[Trial]) -> list[dict[int, float]]:
+    """Step → score of each that has a score."""
+    return [curve for training in trainings if (curve := finite_points(training))]
 
 
 def gain(record: SearchRecord, standing: Standing) -> float | None:

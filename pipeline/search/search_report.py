@@ -101,7 +101,8 @@ def _verdict(record: SearchRecord) -> str:
 def _score(standing: Standing) -> str:
     assert standing.score is not None
     spread = "" if standing.spread is None else f" ± {standing.spread:.4f}"
-    return f"{standing.score:.4f}{spread}" + (f" over {standing.seeds} seeds" if standing.is_repeated else "")
+    seeds = f" over {standing.seeds} fresh seeds" if standing.is_repeated else ""
+    return f"{standing.score:.4f}{spread}{seeds}"
 
 
 def _facts(record: SearchRecord) -> Mapping[str, object]:

@@ -161,7 +161,7 @@ def test_the_page_fetches_nothing_and_is_whole() -> None:
     assert page.addresses == []
     assert not re.search(r"https?:|url\(|@import|<script|<link", text), "nothing may point outside"
     assert text.count("<svg") == 5
-    for words in ("Best settings", "Leaderboard", "Parallel coordinates", "tau", "over 3 seeds", "0016E5"):
+    for words in ("Best settings", "Leaderboard", "Parallel coordinates", "tau", "2 fresh seeds", "0016E5"):
         assert words in page.text, words
     assert page.text.count("fusion") > 1
 
