@@ -172,7 +172,7 @@ def _session(task: TrialTask) -> Iterator[None]:
     folder.mkdir(exist_ok=True)
     path = folder / f"{len(list(folder.iterdir())):03d}.json"
     begin_s = time.time()
-    path.write_text(json.dumps({"begin_s": begin_s}))
+    write_json(path, {"begin_s": begin_s})  # the search reads it at any time
     try:
         yield
     finally:

@@ -18,6 +18,7 @@ import pytest
 
 from pipeline.data.packing.pack import pack_cityscapes
 from pipeline.launch.local_cluster import LocalCluster
+from tests.dist.ray_processes import titled
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {7: (90, 90, 90), 23: (200, 160, 90), 11: (60, 60, 120), 26: (10, 10, 200)}
@@ -130,9 +131,12 @@ class Job:
 
 @pytest.fixture
 def start_job(
-    ray_environment: dict[str, str], city_shards: Path, tmp_path: Path
+    ray_environment: dict[str, str], ray_head: LocalCluster, city_shards: Path, tmp_path: Path
 ) -> Iterator[Callable[..., Job]]:
-    """Starts jobs on the shared head, with the tiny settings and the runs folder of the test."""
+    """Starts jobs on the shared head, with the tiny settings and the runs folder of the test.
+
+    What a job that is ended here leaves is gone before the next test looks for processes.
+    """
     started: list[Job] = []
 
     def start(*words: str, shards: Path = city_shards, job: str = "train") -> Job:
@@ -146,3 +150,7 @@ def start_job(
         if job.process.poll() is None:
             job.process.kill()
             job.process.wait()
+            give_up_s = time.monotonic() + 60
+            while any(titled(ray_head, words) for words in ("RayTrainWorker", "TrainController")):
+                assert time.monotonic() < give_up_s, "Ray keeps the processes of a job that was killed"
+                time.sleep(0.2)

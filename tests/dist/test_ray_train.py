@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from pipeline.launch.spares import TRAIN_ACTORS
 from pipeline.recipes import recipe
 from pipeline.tracking.journal import Event, Metrics, Record, read_journal
 from pipeline.train.checkpoint import newest_checkpoint, read_checkpoint
@@ -111,7 +112,7 @@ def test_rank_that_hangs_is_named_killed_and_costs_a_restart(start_job, ray_head
 def test_restart_is_made_of_processes_in_reserve(start_job, ray_head, tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "reserve"
     job = start_job("--name", "reserve", "--workers", "2", "--train.steps", "1000000", *SAVED_OFTEN)
-    job.wait_until(lambda: len(reserve(ray_head)) >= 5, 180)
+    job.wait_until(lambda: len(reserve(ray_head)) >= 2 + TRAIN_ACTORS, 180)
     job.wait_until(lambda: len(events(read_journal(run_dir), "commit")) >= 1)
     waiting = reserve(ray_head)
     train_workers(ray_head)[0].kill()

@@ -126,9 +126,9 @@ def test_an_epoch_over_a_failing_network_has_the_pixels_of_local_shards(
     assert len({key for key, _, _ in expected.values()}) == TRAIN, "each sample once"
     assert len(requests) >= 300
     assert min(faults["error"], faults["reset"], faults["stall"]) >= 3, faults
-    # The manifest twice, an index and a download a shard, two members a sample; the same again only for a
-    # fault or an unusual wait, and a slow machine has many of these.
-    assert len(set(requests)) <= 2 + 2 * TRAIN // A_SHARD + 2 * TRAIN
+    # The manifest twice, an index and a download a shard, two members a sample; again, or for the rest of a
+    # range, only after a fault or an unusual wait, and a slow machine has many of these.
+    assert len(set(requests)) <= (2 + 2 * TRAIN // A_SHARD + 2 * TRAIN) * 1.25
     assert len(requests) - sum(faults.values()) <= 2 * len(set(requests))
     assert all_sound(shards_here(store))
 
