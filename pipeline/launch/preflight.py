@@ -12,15 +12,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from pipeline.config import Config, StoreConfig
 from pipeline.data.dataset import open_splits
 from pipeline.data.store import open_store
 from pipeline.data.store.address import is_address, parse_address
 from pipeline.data.unindexed_stream import shards_of
 from pipeline.errors import ConfigError, ShardError, WorldStateError, without_credentials
-from pipeline.model.segmenter import build_segmenter
+from pipeline.model.segmenter import outline_segmenter
 from pipeline.train.checkpoint import list_committed
 from pipeline.train.pretrained import check_weights
 
@@ -77,8 +75,7 @@ def check_unindexed(pattern: str, config: StoreConfig) -> int:
 
 def count_parameters(config: Config, num_classes: int) -> int:
     """Parameters and buffers of the model; made without memory for them."""
-    with torch.device("meta"):
-        model = build_segmenter(config.model, num_classes)
+    model = outline_segmenter(config.model, num_classes)
     return sum(tensor.numel() for tensor in model.state_dict().values())
 
 

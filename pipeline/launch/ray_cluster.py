@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 
+from pipeline.config import Config
 from pipeline.data.store.address import is_address
 from pipeline.errors import ConfigError, WorldStateError
 from pipeline.launch.paths import inside_ray_job
-from pipeline.launch.workers import Room
+from pipeline.launch.stop_signals import StopSignals
+from pipeline.launch.workers import Room, Workers, plan_workers
+from pipeline.launch.world_size import WorldRange
 
 TRAIN_ENVIRONMENT = {
     # Seconds between two looks at the workers, and so the time until a dead one is noticed; 2 by default.
@@ -96,6 +99,22 @@ def connected(worker_setup: str = "") -> Iterator[Room]:
         yield Room(cpus=int(resources.get("CPU", 0)), gpus=int(resources.get("GPU", 0)))
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def joined_workers(
+    wanted: WorldRange | None, config: Config, worker_setup: str, signals: StopSignals
+) -> Iterator[Workers]:
+    """The workers that the cluster has room for, connected to it for as long as the context is open.
+
+    Raises as `plan_workers` and `connected` do.
+    """
+    room_here = local_room()
+    if room_here is not None:  # a head takes many seconds to start
+        plan_workers(wanted, config, room_here)
+    with connected(worker_setup) as room:
+        signals.listen()
+        yield plan_workers(wanted, config, room)
 
 
 def check_address(address: str) -> None:

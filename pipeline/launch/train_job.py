@@ -13,20 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.config import Config
+from pipeline.config import Config, require
 from pipeline.errors import ConfigError
-from pipeline.launch.command_line import parse_with_settings
 from pipeline.launch.extension import with_extension
 from pipeline.launch.job import Result
-from pipeline.launch.paths import resolve_path, resolve_runs, resolve_settings
-from pipeline.launch.preflight import check_addresses, check_model_name, check_run
-from pipeline.launch.ray_cluster import check_shared, connected, local_room, refuse_other_nodes
+from pipeline.launch.job_request import MODEL_NAME, read_job_request
+from pipeline.launch.preflight import check_run
+from pipeline.launch.ray_cluster import check_shared, joined_workers, refuse_other_nodes
 from pipeline.launch.remote_run import RemoteRun, held_run
 from pipeline.launch.run_folder import (
     finished_result,
     identity,
     lease,
-    recorded_config,
     refuse_other_run,
     run_name,
     with_architecture,
@@ -34,10 +32,7 @@ from pipeline.launch.run_folder import (
 )
 from pipeline.launch.setting_flags import split_settings
 from pipeline.launch.stop_signals import StopSignals
-from pipeline.launch.workers import plan_workers
 from pipeline.launch.world_size import WorldRange, read_workers
-from pipeline.recipes import recipe
-from pipeline.settings import with_settings
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +45,6 @@ FIELDS = (
 
 WORKER_SETUP = "pipeline.launch.warm_up.load_everything"
 """What every worker process of the job runs first: those in reserve have nothing left to import."""
-MODEL_NAME = "tracking.registered_model"
 NOT_YET = ("--init-from",)
 """Flags of the interface that this version does not have."""
 
@@ -111,27 +105,21 @@ def read_request(argv: Sequence[str]) -> Request:
     for token in argv:
         if token.partition("=")[0] in NOT_YET:
             raise ConfigError(f"{token.partition('=')[0]} is not in this version yet; train without it")
-    flags, config = parse_with_settings(TrainFlags, argv, _base_config)
-    if flags.register is not None:
-        config = with_settings(config, {MODEL_NAME: flags.register})
-    check_model_name(config.tracking.registered_model)
-    name_typed = flags.register is not None or MODEL_NAME in split_settings(argv)[1]
-    shards, config = resolve_path("--shards", flags.shards), resolve_settings(config)
-    check_addresses(shards, flags.runs, config.data.unindexed_train)
-    runs, runs_dir = resolve_runs(flags.runs, config)
-    if flags.extend and flags.name is None:
-        raise ConfigError("--extend goes on with a finished run: type its --name")
-    name = run_name(flags.name, config)
+    typed = read_job_request(TrainFlags, argv)
+    flags = typed.flags
+    require(
+        not flags.extend or flags.name is not None, "--extend goes on with a finished run: type its --name"
+    )
     return Request(
-        config,
-        shards,
-        runs_dir,
-        name,
+        typed.config,
+        typed.shards,
+        typed.runs_dir,
+        run_name(flags.name, typed.config),
         read_workers(flags.workers),
         flags.preflight_only,
         flags.extend,
-        name_typed,
-        runs,
+        name_typed=flags.register is not None or MODEL_NAME in split_settings(argv)[1],
+        runs=typed.runs,
     )
 
 
@@ -161,12 +149,7 @@ def _train(result: Result, request: Request, remote: RemoteRun | None) -> None:
 
             settle(request, finished, result)
             return
-        room_here = local_room()
-        if room_here is not None:  # a head takes many seconds to start
-            plan_workers(request.workers, request.config, room_here)
-        with connected(WORKER_SETUP) as room:
-            signals.listen()
-            workers = plan_workers(request.workers, request.config, room)
+        with joined_workers(request.workers, config, WORKER_SETUP, signals) as workers:
             if remote:
                 refuse_other_nodes(request.runs)
             check_shared(request.run_dir, request.shards)
@@ -195,11 +178,3 @@ def git_commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return found.stdout.strip()
-
-
-def _base_config(flags: TrainFlags) -> Config:
-    if flags.config is None:
-        return recipe(flags.recipe or "laptop")
-    if flags.recipe is not None:
-        raise ConfigError("--recipe and --config both say what to begin from; leave out one of them")
-    return recorded_config(Path(resolve_path("--config", flags.config)))

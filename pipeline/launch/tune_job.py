@@ -10,14 +10,13 @@ from collections.abc import Sequence
 
 from pipeline.errors import PipelineError
 from pipeline.launch.job import Result
-from pipeline.launch.ray_cluster import connected, local_room
+from pipeline.launch.ray_cluster import joined_workers
 from pipeline.launch.run_folder import identity, lease, write_json
 from pipeline.launch.stop_signals import StopSignals
 from pipeline.launch.train_job import train
 from pipeline.launch.tune_checks import CheckedSearch, check_search, refuse_other_search
 from pipeline.launch.tune_folder import TrialReader, TuneFolder
 from pipeline.launch.tune_request import TuneRequest, at_full_budget, read_tune_request
-from pipeline.launch.workers import plan_workers
 from pipeline.search.agenda import is_complete
 from pipeline.search.leaderboard import gain, winner
 from pipeline.search.plan import SearchPlan
@@ -59,12 +58,7 @@ def _search(request: TuneRequest, checked: CheckedSearch, result: Result) -> Non
         if is_complete(checked.plan, checked.config, reader.trials()):
             _settle(request, checked, result)
             return
-        room_here = local_room()
-        if room_here is not None:  # a head takes many seconds to start
-            plan_workers(request.workers, checked.config, room_here)
-        with connected(TRIAL_SETUP) as room:
-            signals.listen()
-            workers = plan_workers(request.workers, checked.config, room)
+        with joined_workers(request.workers, checked.config, TRIAL_SETUP, signals) as workers:
             # Ray's Tune takes seconds to import, and reads an environment that is set by now.
             from pipeline.launch.tune_run import run_trials  # noqa: PLC0415
 

@@ -13,13 +13,11 @@ from pipeline.config import Config, require
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.drives import propose_held_out
 from pipeline.errors import ConfigError, nearest
-from pipeline.launch.command_line import parse_with_settings
-from pipeline.launch.paths import resolve_path, resolve_runs, resolve_settings
-from pipeline.launch.preflight import check_addresses, check_model_name
-from pipeline.launch.run_folder import recorded_config, run_name
+from pipeline.launch.job_request import MODEL_NAME, read_job_request
+from pipeline.launch.paths import resolve_path
+from pipeline.launch.run_folder import run_name
 from pipeline.launch.setting_flags import split_settings
 from pipeline.launch.world_size import WorldRange, read_workers
-from pipeline.recipes import recipe
 from pipeline.search.plan import SearchPlan
 from pipeline.search.presets import PRESETS
 from pipeline.search.records import Settings
@@ -30,7 +28,7 @@ from pipeline.train.metrics import VAL_MIOU
 
 SEARCH = "search."
 """Beginning of the flags that change the space."""
-HELD_OUT, MODEL_NAME, STEPS = "data.held_out", "tracking.registered_model", "train.steps"
+HELD_OUT, STEPS = "data.held_out", "train.steps"
 
 
 @dataclass(frozen=True)
@@ -110,14 +108,11 @@ def read_tune_request(argv: Sequence[str]) -> TuneRequest:
     rest, settings = split_settings(argv)
     changes = {n.removeprefix(SEARCH): spec for n, spec in settings.items() if n.startswith(SEARCH)}
     rest += [f"--{name}={value}" for name, value in settings.items() if not name.startswith(SEARCH)]
-    flags, config = parse_with_settings(TuneFlags, rest, _base_config)
-    if flags.register is not None:
-        config = with_settings(config, {MODEL_NAME: flags.register})
-    check_model_name(config.tracking.registered_model)
-    shards, config = resolve_path("--shards", flags.shards), resolve_settings(config)
-    check_addresses(shards, flags.runs, config.data.unindexed_train)
-    runs, runs_dir = resolve_runs(flags.runs, config)
-    require(not runs, f"--runs {flags.runs}: a search is kept in a folder that all nodes mount; type one")
+    typed = read_job_request(TuneFlags, rest)
+    flags, config = typed.flags, typed.config
+    require(
+        not typed.runs, f"--runs {flags.runs}: a search is kept in a folder that all nodes mount; type one"
+    )
     require(
         not config.data.unindexed_train,
         "a search holds drives out of the training data, whose samples unindexed shards do not list; index "
@@ -129,7 +124,8 @@ def read_tune_request(argv: Sequence[str]) -> TuneRequest:
         f"--workers {flags.workers}: all trials of a search have as many ranks; type one number",
     )
     require(flags.concurrent is None or flags.concurrent >= 1, "--concurrent must be at least 1")
-    return TuneRequest(flags, config, shards, runs_dir, _search_name(flags.name, config), workers, changes)
+    name = run_name(flags.name, config) if flags.name else f"tune-{run_name(None, config)}"
+    return TuneRequest(flags, config, typed.shards, typed.runs_dir, name, workers, changes)
 
 
 def plan_search(request: TuneRequest, training: ShardDataset) -> tuple[SearchPlan, Config]:
@@ -199,14 +195,3 @@ def read_points(config: Config, typed: str | None, searched: Sequence[str]) -> t
 def at_full_budget(request: TuneRequest, settings: Settings) -> Config:
     """The config of `--then-train`: the best settings, all training data, and the whole number of steps."""
     return with_settings(request.config, dict(settings) | {HELD_OUT: ""})
-
-
-def _base_config(flags: TuneFlags) -> Config:
-    if flags.config is None:
-        return recipe(flags.recipe or "laptop")
-    require(flags.recipe is None, "--recipe and --config both say what to begin from; leave out one of them")
-    return recorded_config(Path(resolve_path("--config", flags.config)))
-
-
-def _search_name(typed: str | None, config: Config) -> str:
-    return run_name(typed, config) if typed else f"tune-{run_name(None, config)}"

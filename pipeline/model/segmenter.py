@@ -9,10 +9,12 @@ Shapes: B batch, K classes, D channels, H W image pixels, h w feature pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pipeline.config import BackboneConfig, HeadConfig, ModelConfig, require
 from pipeline.model.auto_backbone import TransformersBackbone
@@ -94,6 +96,36 @@ def build_segmenter(config: ModelConfig, num_classes: int) -> Segmenter:
     )
     backbone = _build_backbone(config.backbone)
     return Segmenter(backbone, _build_head(backbone.channels, num_classes, config.head))
+
+
+def outline_segmenter(config: ModelConfig, num_classes: int) -> Segmenter:
+    """The network that `build_segmenter` makes, with whatever its memory holds in place of values.
+
+    Memory that nobody wrote to is memory that the system does not give. A backbone of transformers, which
+    fills its tensors in more ways than are left out here, is made on the meta device instead: that has no
+    memory, but imports torch._dynamo at the first value that is filled in, which takes a second of CPU.
+    Raises what `build_segmenter` raises; torch's seed stays where it is.
+    """
+    with torch.device("meta" if config.backbone.architecture else "cpu"), _NothingDrawn():
+        return build_segmenter(config, num_classes)
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves tensors as they were allocated where random numbers would fill them."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401  # whatever torch's function returns
+        """What the function returns; of one that fills a tensor, be it a method or an init, that tensor."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return (torch.empty if name == "randn" else func)(*args, **kwargs)
 
 
 def _build_backbone(config: BackboneConfig) -> Backbone:

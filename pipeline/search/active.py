@@ -9,6 +9,7 @@ from __future__ import annotations
 from pipeline.config import Config
 from pipeline.idle_settings import idle_among
 from pipeline.search.records import Settings, Value
+from pipeline.search.scales import value_text
 from pipeline.settings import with_settings
 
 
@@ -25,14 +26,11 @@ def active_settings(config: Config, settings: Settings) -> dict[str, Value]:
 
 def trial_name(settings: Settings, defaults: Settings, seed_of_repeat: int | None = None) -> str:
     """What varies, in words: `tau 12.1 · fusion gate`; `defaults` where nothing does."""
-    varied = [f"{leaf(n)} {shown(v)}" for n, v in settings.items() if n not in defaults or v != defaults[n]]
+    varied = [
+        f"{leaf(n)} {value_text(v)}" for n, v in settings.items() if n not in defaults or v != defaults[n]
+    ]
     name = " · ".join(varied) or "defaults"
     return name if seed_of_repeat is None else f"{name} · seed {seed_of_repeat}"
-
-
-def shown(value: Value) -> str:
-    """A value as people read it: three significant digits."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def leaf(name: str) -> str:

@@ -14,6 +14,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.search.active import active_settings, trial_name
 from pipeline.search.draw import draw_random, draw_sobol
+from pipeline.search.full_budget import last_point
 from pipeline.search.plan import SearchPlan
 from pipeline.search.records import Settings, Trial, Value
 from pipeline.search.tpe import propose_tpe
@@ -71,17 +72,10 @@ def finalists(plan: SearchPlan, trials: Sequence[Trial]) -> list[Trial]:
     """
     if not plan.repeat:
         return []
-    ranked = sorted(_whole(trials), key=lambda trial: (-_last(plan, trial), trial.number))
+    whole = [trial for trial in trials if trial.repeats is None and trial.state == "done"]
+    scored = [(-plan.sign * last.score, trial) for trial in whole if (last := last_point(trial))]
+    ranked = [trial for _, trial in sorted(scored, key=lambda found: (found[0], found[1].number))]
     return ranked[: plan.finalists] + [trial for trial in ranked[plan.finalists :] if trial.number == 0]
-
-
-def _whole(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials of the search that were trained to the end of their budget."""
-    return [trial for trial in trials if trial.repeats is None and trial.state == "done" and trial.points]
-
-
-def _last(plan: SearchPlan, trial: Trial) -> float:
-    return trial.points[-1].score * plan.sign
 
 
 def _settings(plan: SearchPlan, config: Config, searched: Sequence[Trial]) -> dict[str, Value]:

@@ -17,6 +17,7 @@ from statistics import median
 import numpy as np
 
 from pipeline.config import require
+from pipeline.search.full_budget import finite_points
 from pipeline.search.plan import SearchPlan
 from pipeline.search.records import Trial
 
@@ -76,7 +77,7 @@ def decide(plan: SearchPlan, trial: Trial, others: Sequence[Trial], step: int) -
         there = [s for other in others if (s := _score_at(plan, other, step)) is not None]
         bar = float(np.percentile(there, 100 * (1 - 1 / plan.reduction))) if there else None
         return Decision(step, own, bar, len(there))
-    best = max(point.score * plan.sign for point in trial.points if point.step <= step)
+    best = max(_finite_until(plan, trial, step), default=own)
     means = [m for other in others if (m := _mean_until(plan, other, step)) is not None]
     return Decision(step, best, median(means) if len(means) >= FEWEST_OTHERS else None, len(means))
 
@@ -85,21 +86,26 @@ def reason(plan: SearchPlan, decision: Decision) -> str:
     """Why a trial was stopped, for a person."""
     assert decision.bar is not None
     score, bar = decision.score * plan.sign, decision.bar * plan.sign
-    if plan.scheduler == "asha":
-        what = f"the best 1/{plan.reduction} of {decision.others} before it at step {decision.step}"
-        return f"{score:.3f} is not in {what} (from {bar:.3f} on)"
-    return (
-        f"{score:.3f} until step {decision.step} is below {bar:.3f}, the median of {decision.others} others"
-    )
+    if plan.scheduler == "median":
+        others = f"{bar:.3f}, the median of {decision.others} others"
+        return f"{score:.3f} until step {decision.step} is worse than {others}"
+    if decision.others == 1:
+        return f"{score:.3f} is worse than the {bar:.3f} of the only one before it at step {decision.step}"
+    what = f"the best 1/{plan.reduction} of {decision.others} before it at step {decision.step}"
+    return f"{score:.3f} is not in {what} (from {bar:.3f} on)"
 
 
 def _score_at(plan: SearchPlan, trial: Trial, step: int) -> float | None:
-    scores = [point.score * plan.sign for point in trial.points if point.step == step]
-    return scores[0] if scores and math.isfinite(scores[0]) else None
+    score = finite_points(trial).get(step)
+    return None if score is None else score * plan.sign
 
 
 def _mean_until(plan: SearchPlan, trial: Trial, step: int) -> float | None:
     """The mean of its scores up to that step; None for a trial that did not get there."""
-    scores = [point.score * plan.sign for point in trial.points if point.step <= step]
+    scores = _finite_until(plan, trial, step)
     reached = any(point.step >= step for point in trial.points)
     return sum(scores) / len(scores) if scores and reached else None
+
+
+def _finite_until(plan: SearchPlan, trial: Trial, step: int) -> list[float]:
+    return [score * plan.sign for at, score in finite_points(trial).items() if at <= step]

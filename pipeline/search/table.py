@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pipeline.duration import duration
+from pipeline.search.full_budget import last_point
 from pipeline.search.records import SearchRecord, Settings, Trial
+from pipeline.search.scales import typed_text
 
 WIDEST_NAME = 60
 """Characters of a trial's name in a table."""
@@ -35,11 +37,11 @@ def ended_line(record: SearchRecord, trial: Trial) -> str:
 def best_so_far(record: SearchRecord) -> str:
     """The best last score of all trials, and whose it is."""
     sign = 1.0 if record.mode == "max" else -1.0
-    scored = [trial for trial in record.trials if trial.points]
+    scored = [(last, trial.number) for trial in record.trials if (last := last_point(trial))]
     if not scored:
         return "best -"
-    found = max(scored, key=lambda trial: (sign * trial.points[-1].score, -trial.number))
-    return f"best {found.points[-1].score:.3f} ({found.number:03d} @{found.points[-1].step})"
+    last, number = max(scored, key=lambda found: (sign * found[0].score, -found[1]))
+    return f"best {last.score:.3f} ({number:03d} @{last.step})"
 
 
 def eta_s(record: SearchRecord, num_planned: int, concurrent: int) -> float | None:
@@ -69,4 +71,6 @@ def _score(trial: Trial) -> str:
 
 def setting_words(settings: Settings, defaults: Settings) -> str:
     """What is typed for the settings that are not the defaults."""
-    return " ".join(f"--{name} {value}" for name, value in settings.items() if value != defaults.get(name))
+    return " ".join(
+        f"--{name} {typed_text(value)}" for name, value in settings.items() if value != defaults.get(name)
+    )

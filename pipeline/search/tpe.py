@@ -3,7 +3,7 @@
 Optuna is handed the trials as the search's record has them, anew for each proposal, and draws with a seed
 of that proposal. So it has no state that a killed driver could lose. A trial that was stopped counts as
 pruned: better the longer it lasted, and by its last score among its like; a running one as poor, so that
-trials side by side do not crowd one place; one that failed as the worst of all.
+trials side by side do not crowd one place; one that failed, or has no finite score, as the worst of all.
 
 Source: Bergstra et al., Algorithms for Hyper-Parameter Optimization, 2011; Optuna's defaults.
 """
@@ -23,6 +23,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from pipeline.search.full_budget import finite_points
 from pipeline.search.records import Dimension, Settings, Trial, Value
 
 FEWEST_AT_RANDOM, MOST_AT_RANDOM, SHARE_AT_RANDOM = 3, 10, 4
@@ -103,22 +104,22 @@ def _as_optuna_has_them(
     space: Sequence[Dimension], trials: Sequence[Trial], sign: float
 ) -> list[FrozenTrial]:
     distributions = _distributions(space)
-    scores = [sign * point.score for trial in trials for point in trial.points]
+    curves = [{step: sign * score for step, score in finite_points(trial).items()} for trial in trials]
+    scores = [score for points in curves for score in points.values()]
     made: list[FrozenTrial] = []
-    for trial in trials:
+    for trial, points in zip(trials, curves, strict=True):
         params = _params(space, trial.settings)
         own = {name: distributions[name] for name in params}
-        points = {point.step: sign * point.score for point in trial.points}
-        if trial.state == "failed":
+        if trial.state == "failed" or (trial.state == "done" and not points):
             if scores:
                 made.append(create_trial(params=params, distributions=own, value=min(scores)))
-        elif trial.state == "done" and points:
+        elif trial.state == "done":
             made.append(
                 create_trial(
                     params=params, distributions=own, value=points[max(points)], intermediate_values=points
                 )
             )
-        elif trial.state in ("running", "stopped"):
+        else:
             state = TrialState.RUNNING if trial.state == "running" else TrialState.PRUNED
             made.append(
                 create_trial(state=state, params=params, distributions=own, intermediate_values=points)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.launch import train_job
+from pipeline.launch import ray_cluster
 from pipeline.launch.job import Result, run_job
 from pipeline.launch.run_folder import identity, lease, write_json
 from pipeline.launch.train_job import FIELDS, read_request, train
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_job, "connected", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr(ray_cluster, "connected", lambda *_: pytest.fail("Ray was started"))
 
 
 def refuse(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[Result, str]:

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.data.dataset import ShardDataset
 from pipeline.errors import ConfigError, WorldStateError
-from pipeline.launch import tune_job
+from pipeline.launch import ray_cluster, tune_job
 from pipeline.launch.tune_checks import check_search, refuse_other_search, trials_at_once, write_plan
 from pipeline.launch.tune_folder import TuneFolder
 from pipeline.launch.tune_request import at_full_budget, plan_search, read_tune_request
@@ -88,7 +88,7 @@ def test_what_cannot_be_searched_is_refused_with_what_to_type(words, typed, said
 
 
 def test_a_space_with_a_corner_that_no_model_has_is_refused_before_ray_is_started(words, monkeypatch):
-    monkeypatch.setattr(tune_job, "connected", None)
+    monkeypatch.setattr(ray_cluster, "connected", lambda *_: pytest.fail("Ray was started"))
     with pytest.raises(ConfigError, match=r"model.head.delta -0.9\).*narrow --search.model.head.delta"):
         tune_job.tune({}, [*words, "--search.model.head.delta", "-0.9:0.5"])
     with pytest.raises(ConfigError, match=r"train.batch_global 3\): .*does not divide by 2 workers"):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from pipeline.config import HeadConfig, ModelConfig
+from pipeline.config import BackboneConfig, HeadConfig, ModelConfig
 from pipeline.errors import ConfigError
 from pipeline.model.losses import segmentation_losses
-from pipeline.model.segmenter import build_segmenter, channels_last
+from pipeline.model.segmenter import build_segmenter, channels_last, outline_segmenter
 from tests.segmenters import (
     CCS,
     CLASSES,
@@ -26,6 +29,8 @@ from tests.segmenters import (
     one_of_a_kind,
     tensors,
 )
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @one_of_a_kind
@@ -266,3 +271,39 @@ def test_a_delta_that_no_centers_reach_is_refused():
 def test_fewer_than_two_classes_are_refused():
     with pytest.raises(ConfigError, match="at least 2 classes, got 1"):
         build_segmenter(ModelConfig(), 1)
+
+
+@every_head
+@pytest.mark.parametrize(("depth", "stem", "output_stride"), [(10, "v1", 8), (18, "v1c", 16), (50, "v1", 32)])
+def test_an_outline_has_the_tensors_of_the_network_that_is_built(head, depth, stem, output_stride):
+    config = ModelConfig(BackboneConfig(depth, 8, stem, output_stride), head)
+    outline, built = (
+        outline_segmenter(config, CLASSES).state_dict(),
+        build_segmenter(config, CLASSES).state_dict(),
+    )
+    assert [(name, t.shape, t.dtype) for name, t in outline.items()] == [
+        (name, t.shape, t.dtype) for name, t in built.items()
+    ]
+
+
+OUTLINES = """
+import sys
+from resource import RUSAGE_SELF, getrusage
+from pipeline.config import BackboneConfig, HeadConfig, ModelConfig
+from pipeline.model.segmenter import outline_segmenter
+before = getrusage(RUSAGE_SELF).ru_maxrss
+for kind in ("ccs", "plain", "ocr", "deeplabv3plus"):
+    outline = outline_segmenter(ModelConfig(BackboneConfig(depth=101), HeadConfig(kind=kind)), 19)
+numbers = sum(tensor.numel() for tensor in outline.state_dict().values())
+print("torch._dynamo" in sys.modules, numbers * 4 // 1024, getrusage(RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_an_outline_takes_neither_the_memory_of_its_numbers_nor_a_compiler():
+    ended = subprocess.run(
+        [sys.executable, "-c", OUTLINES], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    has_compiler, numbers_kib, grown_kib = ended.stdout.split()
+    assert has_compiler == "False"
+    assert int(grown_kib) < int(numbers_kib) / 4

@@ -12,6 +12,7 @@ from pipeline.search.leaderboard import winner
 from pipeline.search.plan import SearchPlan, plan_differences, plan_from_json, plan_to_json
 from pipeline.search.records import Point, SearchRecord, Trial
 from pipeline.search.space import defaults_of, read_space
+from pipeline.search.table import best_so_far
 from pipeline.search.tpe import propose_tpe
 
 CONFIG = laptop()
@@ -117,6 +118,29 @@ def test_only_trials_that_were_trained_to_their_end_are_repeated():
     trials = run(dataclasses.replace(asked, repeat=0), good_at_tau_20)
     trials[1] = dataclasses.replace(trials[1], state="stopped", points=(Point(1, 2.0),))
     assert {trial.number for trial in finalists(asked, trials)} == {0, 2}
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_a_score_that_is_no_number_decides_nothing(mode):
+    """Compared with NaN no order of trials is one, and Optuna takes none."""
+    asked, nan = plan(num_trials=6, repeat=1, finalists=3, mode=mode, algorithm="tpe"), float("nan")
+    trials = run(dataclasses.replace(asked, repeat=0), good_at_tau_20)
+    sign = {"max": 1, "min": -1}[mode]
+    curves = [(0.5,), (nan,), (0.9, nan), (0.7,), (nan, nan), (0.8,)]
+    for number, curve in enumerate(curves):
+        points = tuple(Point(1 + step, sign * score) for step, score in enumerate(curve))
+        trials[number] = dataclasses.replace(trials[number], points=points)
+    assert [trial.number for trial in finalists(asked, trials)] == [2, 5, 3, 0]
+    record = SearchRecord("s", asked.metric, mode, asked.space, asked.defaults, tuple(trials))
+    assert winner(record).trial.number == 2
+    assert best_so_far(record) == f"best {sign * 0.9:.3f} (002 @1)"
+    as_failed = [
+        dataclasses.replace(trial, state="failed", points=()) if number in (1, 4) else
+        dataclasses.replace(trial, points=trial.points[:1])
+        for number, trial in enumerate(trials)
+    ]  # fmt: skip
+    asked = dataclasses.replace(asked, num_trials=7)
+    assert next_order(asked, CONFIG, trials) == next_order(asked, CONFIG, as_failed)
 
 
 def test_a_plan_is_the_same_after_json_and_another_one_is_told_by_what_differs():

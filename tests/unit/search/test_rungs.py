@@ -95,5 +95,28 @@ def test_median_stops_whose_best_is_below_the_median_of_the_others_means():
     assert decide(asked, trial(0, 0.5, 0.4), others, 20).passes
     stopped = decide(asked, trial(0, 0.49, 0.4), others, 20)
     assert (stopped.score, stopped.bar, stopped.others, stopped.passes) == (0.49, 0.5, 3, False)
-    assert "the median of 3 others" in reason(asked, stopped)
+    assert reason(asked, stopped) == "0.490 until step 20 is worse than 0.500, the median of 3 others"
     assert decide(asked, trial(0, 0.1, 0.1), others[:2], 20).passes, "two others are no median"
+
+
+def test_the_median_is_of_numbers_alone():
+    asked, nan = plan(scheduler="median"), float("nan")
+    others = [trial(1, 0.3, nan), trial(2, 0.4, 0.6), trial(3, 0.7, 0.7), trial(4, nan, nan)]
+    decision = decide(asked, trial(0, 0.5, nan), others, 20)
+    assert (decision.score, decision.bar, decision.others, decision.passes) == (0.5, 0.5, 3, True)
+    assert not decide(asked, trial(0, nan, nan), others, 20).passes
+
+
+@pytest.mark.parametrize(
+    ("mode", "others", "words"),
+    [
+        ("max", (0.5,), "0.400 is worse than the 0.500 of the only one before it at step 10"),
+        ("min", (0.3,), "0.400 is worse than the 0.300 of the only one before it at step 10"),
+        ("max", (0.5, 0.6), "0.400 is not in the best 1/3 of 2 before it at step 10 (from 0.567 on)"),
+    ],
+)
+def test_the_reason_of_a_stop_names_what_was_to_be_reached_and_by_how_many_it_was_set(mode, others, words):
+    asked = plan(mode=mode)
+    decision = decide(asked, trial(0, 0.4), [trial(1 + at, score) for at, score in enumerate(others)], 10)
+    assert not decision.passes
+    assert reason(asked, decision) == words

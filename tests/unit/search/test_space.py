@@ -137,6 +137,8 @@ def test_a_trial_is_named_by_what_varies():
     assert trial_name(defaults, defaults) == "defaults"
     assert trial_name({TAU: 12.3456, FORM: "hinge"}, defaults) == "tau 12.3"
     assert trial_name({FORM: "softmax"}, defaults, 3) == "inter_form softmax · seed 3"
+    flags = {"model.head.learn_tau": True, "model.head.projection": False}
+    assert trial_name(flags, {}) == "learn_tau true · projection false", "as they are typed"
 
 
 def test_the_space_of_a_config_is_untouched_by_what_is_drawn_from_it():

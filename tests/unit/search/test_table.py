@@ -45,8 +45,6 @@ def test_nothing_is_promised_before_the_first_trial_is_over():
 
 
 def test_what_differs_from_the_defaults_is_told_as_it_is_typed():
-    settings = {"model.head.tau": 9.5, "model.head.fusion": "off"}
-    assert (
-        setting_words(settings, {"model.head.tau": 15.0, "model.head.fusion": "off"})
-        == "--model.head.tau 9.5"
-    )
+    settings = {"model.head.tau": 9.5, "model.head.fusion": "off", "model.head.learn_tau": True}
+    defaults = {"model.head.tau": 15.0, "model.head.fusion": "off", "model.head.learn_tau": False}
+    assert setting_words(settings, defaults) == "--model.head.tau 9.5 --model.head.learn_tau true"
