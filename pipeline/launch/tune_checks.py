@@ -16,6 +16,7 @@ from pipeline.launch.tune_request import TuneRequest, plan_search
 from pipeline.launch.workers import Workers
 from pipeline.search.corners import check_corners
 from pipeline.search.plan import SearchPlan, plan_differences, plan_from_json, plan_to_json
+from pipeline.settings import with_settings
 
 KEPT_COPIES = 4
 """Of the parameters, in the one checkpoint of a trial that is over: weights, averaged ones, two moments."""
@@ -47,6 +48,11 @@ def check_search(request: TuneRequest) -> CheckedSearch:
         count_parameters(made, num_classes)
 
     check_corners(config, plan.space, check)
+    for number, point in enumerate(plan.points, start=1):
+        try:
+            check(with_settings(config, point))
+        except ConfigError as error:
+            raise ConfigError(f"--points, settings {number}: {error}") from error
     checked = check_run(config, request.shards, request.search_dir)
     to_come = max(plan.num_trials - len(TuneFolder(request.search_dir).orders()), 0)
     kept_bytes = to_come * checked.parameters * FLOAT_BYTES * KEPT_COPIES  # the best checkpoint of each

@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import yaml
+from typing import Literal
 
 from pipeline.config import Config, require
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.drives import propose_held_out
-from pipeline.errors import ConfigError, nearest
 from pipeline.launch.job_request import MODEL_NAME, read_job_request
 from pipeline.launch.paths import resolve_path
 from pipeline.launch.run_folder import run_name
 from pipeline.launch.setting_flags import split_settings
 from pipeline.launch.world_size import WorldRange, read_workers
 from pipeline.search.plan import SearchPlan
+from pipeline.search.points import read_points
 from pipeline.search.presets import PRESETS
 from pipeline.search.records import Settings
 from pipeline.search.rungs import rungs
-from pipeline.search.space import defaults_of, read_space, read_value
+from pipeline.search.space import defaults_of, read_space
 from pipeline.settings import with_settings
 from pipeline.train.metrics import VAL_MIOU
 
@@ -147,7 +145,7 @@ def plan_search(request: TuneRequest, training: ShardDataset) -> tuple[SearchPla
         space=space,
         defaults=defaults_of(base, space),
         num_trials=flags.trials,
-        points=read_points(base, flags.points, sorted(searched)),
+        points=read_points(base, Path(resolve_path("--points", flags.points)), space) if flags.points else (),
         budget_steps=base.train.steps,
         evaluate_every=base.train.evaluate_every,
         algorithm=flags.algorithm,
@@ -161,35 +159,6 @@ def plan_search(request: TuneRequest, training: ShardDataset) -> tuple[SearchPla
     )
     rungs(plan)  # refuses a schedule without any
     return plan, base
-
-
-def read_points(config: Config, typed: str | None, searched: Sequence[str]) -> tuple[Settings, ...]:
-    """The settings of `--points`, with the types of their fields; () without a file.
-
-    Raises ConfigError for a setting that is not searched, or that the config refuses.
-    """
-    if typed is None:
-        return ()
-    path = Path(resolve_path("--points", typed))
-    try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--points {path} cannot be read ({' '.join(str(error).split())})") from error
-    require(
-        isinstance(content, list) and all(isinstance(point, dict) for point in content),
-        f"--points {path} must be a list of mappings, each from names of settings to values",
-    )
-    points = []
-    for point in content:
-        for name in point:
-            require(
-                name in searched,
-                f"--points {path}: {name} is not searched{nearest(str(name), searched)}; "
-                f"type --search.{name} SPEC too, or leave it out",
-            )
-        with_settings(config, point)
-        points.append({name: read_value(config, name, value) for name, value in point.items()})
-    return tuple(points)
 
 
 def at_full_budget(request: TuneRequest, settings: Settings) -> Config:

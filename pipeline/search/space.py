@@ -8,7 +8,7 @@ misspelt name is refused with the nearest one. A space is a preset, a YAML file 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def spec_of(dimension: Dimension) -> str:
     return "|".join(parts)
 
 
-def defaults_of(config: Config, space: tuple[Dimension, ...]) -> dict[str, Value]:
+def defaults_of(config: Config, space: Sequence[Dimension]) -> dict[str, Value]:
     """Name → what the config has, for all settings of the space."""
     known = flatten(config)
     return {dimension.name: known[dimension.name] for dimension in space}

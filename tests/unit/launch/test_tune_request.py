@@ -48,20 +48,18 @@ def test_search_flags_change_the_space_and_settings_change_what_it_is_searched_a
     assert plan.defaults["optim.lr"] == config.optim.lr == 0.002
 
 
-def test_points_are_read_with_the_types_of_their_fields(words, tmp_path):
+def test_points_are_tried_on_top_of_the_defaults_and_are_models_before_a_trial_starts(words, tmp_path):
     path = tmp_path / "points.yaml"
     path.write_text("- {model.head.tau: 9, model.head.fusion: gate}\n- model.head.p: 1\n")
     _, plan, _ = planned([*words, "--points", str(path)])
-    assert plan.points == ({"model.head.tau": 9.0, "model.head.fusion": "gate"}, {"model.head.p": 1})
-    for text, said in (
-        ("- {optim.lr: 1}\n", "optim.lr is not searched"),
-        ("- {model.head.taus: 1}\n", "did you mean model.head.tau"),
-        ("- {model.head.p: 7}\n", "model.head.p must be 1 or 2"),
-        ("model.head.p: 1\n", "must be a list"),
-    ):
-        path.write_text(text)
-        with pytest.raises(ConfigError, match=said):
-            planned([*words, "--points", str(path)])
+    assert [(point["model.head.tau"], point["model.head.p"]) for point in plan.points] == [
+        (9.0, 2),
+        (15.0, 1),
+    ]
+    path.write_text("- {model.head.p: 1}\n- {model.head.delta: -0.9}\n")
+    with pytest.raises(ConfigError, match=r"--points, settings 2: model.head.delta -0.9.*") as refused:
+        check_search(read_tune_request([*words, "--points", str(path)]))
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
