@@ -155,9 +155,9 @@ class TrialReader:
         return trial
 
     def _reason(self, ended: Ended | None, decisions: Sequence[Decision]) -> str:
-        if decisions and not decisions[-1].passes and not (ended and ended.reason):
-            return reason(self._plan, decisions[-1])
-        return ended.reason if ended else ""
+        if ended and (ended.reason or ended.state == "done"):  # it may end before it hears
+            return ended.reason
+        return reason(self._plan, decisions[-1]) if decisions and not decisions[-1].passes else ""
 
 
 def scores(records: Sequence[Record], metric: str) -> tuple[Point, ...]:

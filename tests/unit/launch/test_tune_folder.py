@@ -60,6 +60,8 @@ def test_a_trial_that_was_stopped_has_its_rungs_and_the_reason(folder):
     assert trial.reason == "0.400 is not in the best 1/3 of 4 before it at step 30 (from 0.600 on)"
     folder.write_ended(2, Ended("failed", 31, "weights became NaN"))
     assert TrialReader(folder, PLAN).trial(2).reason == "weights became NaN"
+    folder.write_ended(2, Ended("done", 90))
+    assert not TrialReader(folder, PLAN).trial(2).reason, "it was over before it heard"
 
 
 def test_a_trial_whose_note_was_not_written_is_not_there_and_its_number_is_taken_again(folder):
