@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline.errors import WorldStateError
-from pipeline.launch.tune_folder import ENDED, SESSIONS, Ended, TrialReader, TuneFolder
+from pipeline.launch.tune_folder import DECISIONS, ENDED, ORDER, SESSIONS, Ended, TrialReader, TuneFolder
 from pipeline.search.agenda import Order
 from pipeline.search.plan import SearchPlan
 from pipeline.search.records import Dimension, Point
@@ -95,7 +95,10 @@ def test_time_beside_training_is_that_of_all_sessions_less_that_of_all_attempts(
     assert (trial.train_s, trial.whole_s) == (22.0, 33.0)
 
 
-def test_a_file_that_cannot_be_read_is_named(folder):
-    (folder.trial_dir(1) / ENDED).write_text("{")
-    with pytest.raises(WorldStateError, match=f"{ENDED} cannot be read"):
+@pytest.mark.parametrize("name", [ORDER, DECISIONS, ENDED])
+@pytest.mark.parametrize("text", ["", "{", "null", '{"of": "another version"}'])
+def test_a_file_that_cannot_be_read_is_named(folder, name, text):
+    (folder.trial_dir(1) / name).write_text(text)
+    with pytest.raises(WorldStateError, match=rf"trials/001/{name} cannot be read \(") as refused:
         TrialReader(folder, PLAN).trials()
+    assert "\n" not in str(refused.value)

@@ -171,6 +171,22 @@ def test_another_search_under_the_same_name_is_refused_by_what_differs(words):
         refuse_other_search(folder, checked)
 
 
+@pytest.mark.parametrize("name", ["search.json", "config.json"])
+@pytest.mark.parametrize(
+    "text", ["", '{"plan": {"space"', "[]", "null", '{"plan": null, "config": 1, "config_hash": ""}']
+)
+def test_a_torn_note_of_what_a_name_stands_for_is_told_and_nothing_is_overwritten(words, name, text):
+    words = [*words, "--space", "recipe"]
+    checked = check_search(read_tune_request(words))
+    folder = TuneFolder(read_tune_request(words).search_dir)
+    folder.path.mkdir(parents=True)
+    write_plan(folder, checked)
+    (folder.path / name).write_text(text)
+    with pytest.raises(WorldStateError, match=f"{name} cannot be read"):
+        refuse_other_search(folder, checked)
+    assert (folder.path / name).read_text() == text
+
+
 def test_the_config_of_a_search_is_that_of_its_trials_but_for_what_is_searched(words):
     checked = check_search(read_tune_request(words))
     recorded = json.loads(json.dumps(checked.identity()))
