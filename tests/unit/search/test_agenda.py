@@ -73,6 +73,20 @@ def test_a_space_of_a_few_settings_is_tried_whole_before_one_is_tried_again(algo
     assert len({json.dumps(dict(trial.settings), sort_keys=True) for trial in trials}) == 24
 
 
+def test_the_even_spread_begins_at_its_beginning_whatever_points_come_before():
+    points = ({TAU: 33.0}, {TAU: 34.0})
+    bare = run(plan(algorithm="sobol", num_trials=5), good_at_tau_20)
+    after = run(plan(algorithm="sobol", num_trials=7, points=points), good_at_tau_20)
+    assert [trial.settings for trial in after[3:]] == [trial.settings for trial in bare[1:]]
+
+
+def test_a_space_of_which_nothing_can_be_made_is_an_error_and_no_trial_of_nothing():
+    lr, least = Dimension("optim.lr", low=1e-4, high=1e-3), Dimension("optim.min_lr", low=2e-3, high=2.5e-3)
+    asked = plan((lr, least), algorithm="random")
+    with pytest.raises(ConfigError, match=r"optim\.min_lr must be in"):
+        run(asked, good_at_tau_20)
+
+
 def test_tpe_gathers_where_scores_are_good():
     space = read_space(CONFIG, "accm-losses", {}, 11)[:1]
     asked = plan(space, num_trials=40, algorithm="tpe")
