@@ -42,6 +42,11 @@ def idle_among(config: Config, names: Iterable[str]) -> frozenset[str]:
     return frozenset[str]().union(*(rule.settings & candidates for rule in RULES if rule.holds(config)))
 
 
+def silencing(config: Config, name: str) -> list[Rule]:
+    """The rules by which this config ignores the setting."""
+    return [rule for rule in RULES if name in rule.settings and rule.holds(config)]
+
+
 def _of(section: str, *names: str) -> frozenset[str]:
     return frozenset(f"{section}.{name}" for name in names)
 

@@ -51,7 +51,7 @@ def drives_of(keys: Iterable[str]) -> dict[str, list[str]]:
         raise DatasetError(
             f"the {len(ordered)} pictures are of one drive ({ordered[0] if ordered else 'none'} …); leaving "
             "one out takes two or more, told apart by what stands before the frame in CITY_DRIVE_FRAME: pack "
-            "pictures of other drives too, or as a split of their own for --data.val_split"
+            "pictures of other drives too"
         )
     return found
 

@@ -137,7 +137,7 @@ def refuse_other_run(run_dir: Path, wanted: Mapping[str, Any]) -> None:
         return
     try:
         differences = _differences(json.loads(path.read_text(encoding="utf-8")), wanted)
-    except (OSError, ValueError, KeyError, ConfigError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise WorldStateError(f"{path} cannot be read ({error}); choose another --name") from error
     if differences:
         raise WorldStateError(

@@ -14,8 +14,10 @@ from pipeline.launch.run_folder import identity, refuse_other_run, with_architec
 from pipeline.launch.tune_folder import PLAN, TuneFolder
 from pipeline.launch.tune_request import TuneRequest, plan_search
 from pipeline.launch.workers import Workers
+from pipeline.search.agenda import num_planned
 from pipeline.search.corners import check_corners
 from pipeline.search.plan import SearchPlan, plan_differences, plan_from_json, plan_to_json
+from pipeline.settings import with_settings
 
 KEPT_COPIES = 4
 """Of the parameters, in the one checkpoint of a trial that is over: weights, averaged ones, two moments."""
@@ -39,6 +41,8 @@ def check_search(request: TuneRequest) -> CheckedSearch:
     """A search whose every corner makes a model; raises a PipelineError for what forbids it."""
     training = ShardDataset.open(request.shards, request.config.data.listed_split, request.config.data.store)
     plan, config = plan_search(request, training)
+    if request.flags.then_train:
+        ShardDataset.open(request.shards, config.data.val_split, config.data.store).preflight()
     config = with_architecture(config, request.search_dir)
     num_classes = training.classes.num_classes
 
@@ -47,8 +51,13 @@ def check_search(request: TuneRequest) -> CheckedSearch:
         count_parameters(made, num_classes)
 
     check_corners(config, plan.space, check)
+    for number, point in enumerate(plan.points, start=1):
+        try:
+            check(with_settings(config, point))
+        except ConfigError as error:
+            raise ConfigError(f"--points, settings {number}: {error}") from error
     checked = check_run(config, request.shards, request.search_dir)
-    to_come = max(plan.num_trials - len(TuneFolder(request.search_dir).orders()), 0)
+    to_come = max(num_planned(plan) - len(TuneFolder(request.search_dir).orders()), 0)
     kept_bytes = to_come * checked.parameters * FLOAT_BYTES * KEPT_COPIES  # the best checkpoint of each
     check_space(request.search_dir, checked.bytes_needed + kept_bytes)
     return CheckedSearch(plan, config, training.manifest.id)

@@ -94,7 +94,9 @@ class Conductor:
                 self._search.folder.write_decisions(number, decisions)
 
     def lost(self, number: int) -> None:
-        """Note a trial that was given up."""
+        """Note a trial that was given up; one that has ended before, by its own word, has."""
+        if self._search.folder.ended(number):
+            return
         reason = f"its processes failed again and again; see {self._search.folder.trial_dir(number)}/log"
         self._search.folder.write_ended(number, Ended("failed", 0, reason))
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import WorldStateError
+from pipeline.errors import WorldStateError, one_line
 from pipeline.launch.run_folder import write_json
 from pipeline.search.agenda import Order
 from pipeline.search.plan import SearchPlan
@@ -70,7 +71,14 @@ class TuneFolder:
 
     def orders(self) -> list[Order]:
         """All trials that there are, by their numbers, which have no gap."""
-        return [Order(**content) for content in self._all(ORDER)]
+        found: list[Order] = []
+        while True:
+            path = self.trial_dir(len(found)) / ORDER
+            with _clear_reading(path):
+                content = _read(path)
+                if content is None:
+                    return found
+                found.append(Order(**content))
 
     def write_decisions(self, number: int, decisions: Sequence[Decision]) -> None:
         """Note what was said of a trial so far; the last one may have stopped it."""
@@ -79,8 +87,10 @@ class TuneFolder:
 
     def decisions(self, number: int) -> list[Decision]:
         """What was said of a trial so far."""
-        content = _read(self.trial_dir(number) / DECISIONS) or {"decisions": []}
-        return [Decision(**decision) for decision in content["decisions"]]
+        path = self.trial_dir(number) / DECISIONS
+        with _clear_reading(path):
+            content = _read(path) or {"decisions": []}
+            return [Decision(**decision) for decision in content["decisions"]]
 
     def write_ended(self, number: int, ended: Ended) -> None:
         """Note that a trial is over."""
@@ -88,8 +98,10 @@ class TuneFolder:
 
     def ended(self, number: int) -> Ended | None:
         """How a trial ended; None while it did not."""
-        content = _read(self.trial_dir(number) / ENDED)
-        return Ended(**content) if content else None
+        path = self.trial_dir(number) / ENDED
+        with _clear_reading(path):
+            content = _read(path)
+            return None if content is None else Ended(**content)
 
     def stop_decided(self, number: int) -> bool:
         """Whether the scheduler stopped a trial."""
@@ -99,12 +111,6 @@ class TuneFolder:
     def outcome(self) -> dict[str, Any] | None:
         """What the RESULT had when so many trials were at their end; None where they never were."""
         return _read(self.path / OUTCOME)
-
-    def _all(self, name: str) -> Iterator[dict[str, Any]]:
-        number = 0
-        while content := _read(self.trial_dir(number) / name):
-            yield content
-            number += 1
 
 
 class TrialReader:
@@ -155,9 +161,9 @@ class TrialReader:
         return trial
 
     def _reason(self, ended: Ended | None, decisions: Sequence[Decision]) -> str:
-        if decisions and not decisions[-1].passes and not (ended and ended.reason):
-            return reason(self._plan, decisions[-1])
-        return ended.reason if ended else ""
+        if ended and (ended.reason or ended.state == "done"):  # it may end before it hears
+            return ended.reason
+        return reason(self._plan, decisions[-1]) if decisions and not decisions[-1].passes else ""
 
 
 def scores(records: Sequence[Record], metric: str) -> tuple[Point, ...]:
@@ -195,9 +201,17 @@ def whole_seconds(run_dir: Path, attempts: Sequence[Sequence[Record]]) -> float:
 
 def _read(path: Path) -> dict[str, Any] | None:
     """A file's content; None where it is not there. Raises WorldStateError for anything else."""
+    with _clear_reading(path):
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+
+
+@contextmanager
+def _clear_reading(path: Path) -> Iterator[None]:
+    """Raises WorldStateError, naming the file, for one that is damaged or of another version."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        raise WorldStateError(f"{path} cannot be read ({error}); choose another --name") from error
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WorldStateError(f"{path} cannot be read ({one_line(error)}); choose another --name") from error

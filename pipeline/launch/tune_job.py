@@ -122,11 +122,10 @@ def _train_best(request: TuneRequest, settings: Settings, result: Result) -> Non
     """Train the best settings from scratch with all of the data, as the train job does, and register."""
     path = request.search_dir / "best.json"
     write_json(path, identity(at_full_budget(request, settings), {}))
-    name = f"{request.name}-best"
-    words = ["--shards", request.shards, "--config", str(path), "--name", name]
+    words = ["--shards", request.shards, "--config", str(path), "--name", request.best_name]
     trained: Result = dict.fromkeys(("miou", "model_uri"))
     try:
         train(trained, [*words, "--runs", str(request.runs_dir)])
     finally:
-        result["trained_run"] = name
+        result["trained_run"] = request.best_name
         result |= {"trained_miou": trained["miou"], "model_uri": trained["model_uri"]}

@@ -5,30 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import yaml
+from typing import Literal
 
 from pipeline.config import Config, require
 from pipeline.data.dataset import ShardDataset
 from pipeline.data.drives import propose_held_out
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import nearest
 from pipeline.launch.job_request import MODEL_NAME, read_job_request
 from pipeline.launch.paths import resolve_path
-from pipeline.launch.run_folder import run_name
+from pipeline.launch.run_folder import NAME, run_name
 from pipeline.launch.setting_flags import split_settings
 from pipeline.launch.world_size import WorldRange, read_workers
 from pipeline.search.plan import SearchPlan
+from pipeline.search.points import read_points
 from pipeline.search.presets import PRESETS
 from pipeline.search.records import Settings
 from pipeline.search.rungs import rungs
-from pipeline.search.space import defaults_of, read_space, read_value
+from pipeline.search.space import defaults_of, read_space
 from pipeline.settings import with_settings
 from pipeline.train.metrics import VAL_MIOU
 
 SEARCH = "search."
 """Beginning of the flags that change the space."""
 HELD_OUT, STEPS = "data.held_out", "train.steps"
+OF_ALL_TRIALS = (
+    HELD_OUT, STEPS, "data.train_split", "train.evaluate_every", "train.extended_at", "train.seed",
+)  # fmt: skip
+"""Settings without which the scores of two trials could not be compared."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,11 @@ class TuneRequest:
         """The search's own folder."""
         return self.runs_dir / self.name
 
+    @property
+    def best_name(self) -> str:
+        """Name of the run of `--then-train`."""
+        return f"{self.name}-best"
+
 
 def read_tune_request(argv: Sequence[str]) -> TuneRequest:
     """The request that was typed; raises ConfigError, one line."""
@@ -123,14 +131,36 @@ def read_tune_request(argv: Sequence[str]) -> TuneRequest:
         workers.least == workers.most,
         f"--workers {flags.workers}: all trials of a search have as many ranks; type one number",
     )
-    require(flags.concurrent is None or flags.concurrent >= 1, "--concurrent must be at least 1")
-    name = run_name(flags.name, config) if flags.name else f"tune-{run_name(None, config)}"
-    return TuneRequest(flags, config, typed.shards, typed.runs_dir, name, workers, changes)
+    require(
+        flags.concurrent is None or flags.concurrent >= 1,
+        f"--concurrent must be at least 1, got {flags.concurrent}",
+    )
+    _refuse_idle_flags(flags, config)
+    name = run_name(flags.name, config) if flags.name is not None else f"tune-{run_name(None, config)}"
+    request = TuneRequest(flags, config, typed.shards, typed.runs_dir, name, workers, changes)
+    require(
+        not flags.then_train or NAME.fullmatch(request.best_name) is not None,
+        f"--name {name} is too long for --then-train, which trains {request.best_name}; type a shorter one",
+    )
+    return request
+
+
+def _refuse_idle_flags(flags: TuneFlags, config: Config) -> None:
+    """Raises ConfigError for a flag that would do nothing beside the others."""
+    for name, is_idle, remedy in (
+        ("register", not flags.then_train, ", or type --then-train, whose model it names"),
+        ("finalists", not flags.repeat, ", or type --repeat, which trains them again"),
+        ("reduction", flags.scheduler != "asha", ", or type --scheduler asha, whose rungs it makes"),
+        ("hold_out", bool(config.data.held_out), ", as --data.held_out names the drives"),
+    ):
+        is_typed = getattr(flags, name) != getattr(TuneFlags, name)
+        require(not (is_idle and is_typed), f"leave out --{name.replace('_', '-')}{remedy}")
 
 
 def plan_search(request: TuneRequest, training: ShardDataset) -> tuple[SearchPlan, Config]:
     """The plan, and the config that trials begin from; raises ConfigError for what cannot be searched."""
     flags, config = request.flags, request.config
+    require(0.0 < flags.hold_out <= 0.5, f"--hold-out {flags.hold_out}: type a share above 0, at most 0.5")
     drives = config.data.held_out_drives or propose_held_out(
         training.keys(), flags.hold_out, config.train.seed
     )
@@ -138,16 +168,15 @@ def plan_search(request: TuneRequest, training: ShardDataset) -> tuple[SearchPla
     if flags.trial_steps is not None:
         changed[STEPS] = str(flags.trial_steps)
     base = with_settings(config, changed)
-    named = flags.space if flags.space in PRESETS else resolve_path("--space", flags.space)
-    space = read_space(base, named, request.changes, training.classes.num_classes)
+    space = read_space(base, _named_space(flags.space), request.changes, training.classes.num_classes)
     searched = {dimension.name for dimension in space}
-    for name in (STEPS, HELD_OUT, "train.seed", "train.evaluate_every"):
+    for name in OF_ALL_TRIALS:
         require(name not in searched, f"--search.{name}: trials of a search have the same one; leave it out")
     plan = SearchPlan(
         space=space,
         defaults=defaults_of(base, space),
         num_trials=flags.trials,
-        points=read_points(base, flags.points, sorted(searched)),
+        points=read_points(base, Path(resolve_path("--points", flags.points)), space) if flags.points else (),
         budget_steps=base.train.steps,
         evaluate_every=base.train.evaluate_every,
         algorithm=flags.algorithm,
@@ -163,33 +192,12 @@ def plan_search(request: TuneRequest, training: ShardDataset) -> tuple[SearchPla
     return plan, base
 
 
-def read_points(config: Config, typed: str | None, searched: Sequence[str]) -> tuple[Settings, ...]:
-    """The settings of `--points`, with the types of their fields; () without a file.
-
-    Raises ConfigError for a setting that is not searched, or that the config refuses.
-    """
-    if typed is None:
-        return ()
-    path = Path(resolve_path("--points", typed))
-    try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--points {path} cannot be read ({' '.join(str(error).split())})") from error
-    require(
-        isinstance(content, list) and all(isinstance(point, dict) for point in content),
-        f"--points {path} must be a list of mappings, each from names of settings to values",
-    )
-    points = []
-    for point in content:
-        for name in point:
-            require(
-                name in searched,
-                f"--points {path}: {name} is not searched{nearest(str(name), searched)}; "
-                f"type --search.{name} SPEC too, or leave it out",
-            )
-        with_settings(config, point)
-        points.append({name: read_value(config, name, value) for name, value in point.items()})
-    return tuple(points)
+def _named_space(typed: str) -> str:
+    """A preset, or the absolute path of a file; a word that nearly is a preset is told as one misspelt."""
+    is_word = not {".", "/"} & set(typed)
+    if typed in PRESETS or (is_word and nearest(typed, PRESETS)):
+        return typed
+    return resolve_path("--space", typed)
 
 
 def at_full_budget(request: TuneRequest, settings: Settings) -> Config:

@@ -6,9 +6,14 @@ idle is said once, in `pipeline/idle_settings.py`, which refuses the same settin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
+
 from pipeline.config import Config
-from pipeline.idle_settings import idle_among
-from pipeline.search.records import Settings, Value
+from pipeline.errors import ConfigError
+from pipeline.idle_settings import idle_among, silencing
+from pipeline.search.corners import corners
+from pipeline.search.records import Dimension, Settings, Value
 from pipeline.search.scales import value_text
 from pipeline.settings import with_settings
 
@@ -22,6 +27,31 @@ def active_settings(config: Config, settings: Settings) -> dict[str, Value]:
     while idle := idle_among(with_settings(config, active), active):
         active = {name: value for name, value in active.items() if name not in idle}
     return active
+
+
+def why_never_read(config: Config, name: str, space: Sequence[Dimension]) -> str | None:
+    """Why no settings of the space make a config that reads that one, and what to take; None where some do.
+
+    Each step sets one that silences it less, until nothing does: what silences a setting is said of one or
+    two others.
+    """
+    made = config
+    while rules := silencing(made, name):
+        freer = _less_silenced(made, name, space, len(rules))
+        if freer is None:
+            return f"{rules[0].reason.format(config=made)}; {rules[0].remedy}"
+        made = freer
+    return None
+
+
+def _less_silenced(config: Config, name: str, space: Sequence[Dimension], rules: int) -> Config | None:
+    for dimension in space:
+        for value in corners(dimension):
+            with suppress(ConfigError):
+                made = with_settings(config, {dimension.name: value})
+                if len(silencing(made, name)) < rules:
+                    return made
+    return None
 
 
 def trial_name(settings: Settings, defaults: Settings, seed_of_repeat: int | None = None) -> str:

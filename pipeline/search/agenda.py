@@ -7,8 +7,9 @@ goes on as it would have.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, product
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
@@ -20,7 +21,9 @@ from pipeline.search.records import Settings, Trial, Value
 from pipeline.search.tpe import propose_tpe
 
 TRIES = 20
-"""Draws of a proposal before one that was tried already is taken all the same."""
+"""Draws of a proposal, before all settings of a small space are gone through for one that was not tried."""
+FEW = 1000
+"""Settings of a space that is small; of a larger one, or where all were tried, one is taken once more."""
 
 
 @dataclass(frozen=True)
@@ -85,18 +88,35 @@ def _settings(plan: SearchPlan, config: Config, searched: Sequence[Trial]) -> di
         return active_settings(config, plan.defaults)
     if number <= len(plan.points):
         return active_settings(config, plan.points[number - 1])
+    drawn = chain(_proposals(plan, searched), _all_settings(plan))
     tried = [trial.settings for trial in searched]
-    settings: dict[str, Value] = {}
-    for attempt in range(TRIES):
+    found: dict[str, Value] = {}
+    refusal: ConfigError | None = None
+    for proposal in drawn:
         try:
-            settings = active_settings(config, _drawn(plan, searched, attempt))
-        except ConfigError:
-            if attempt == TRIES - 1:
-                raise
+            found = active_settings(config, proposal)
+        except ConfigError as error:
+            refusal = error
             continue
-        if settings not in tried:
-            break
-    return settings
+        if found not in tried:
+            return found
+    if refusal is not None and not found:
+        raise refusal
+    return found
+
+
+def _proposals(plan: SearchPlan, searched: Sequence[Trial]) -> Iterator[dict[str, Value]]:
+    """What the algorithm draws, again and again."""
+    return (_drawn(plan, searched, attempt) for attempt in range(TRIES))
+
+
+def _all_settings(plan: SearchPlan) -> Iterator[dict[str, Value]]:
+    """All settings of a space that has few, of which draws may miss the last ones; else none."""
+    if (plan.num_settings() or FEW + 1) > FEW:
+        return iter(())
+    names = [dimension.name for dimension in plan.space]
+    every = product(*(dimension.all_values() for dimension in plan.space))
+    return (dict(zip(names, values, strict=True)) for values in every)
 
 
 def _drawn(plan: SearchPlan, searched: Sequence[Trial], attempt: int) -> dict[str, Value]:

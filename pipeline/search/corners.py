@@ -29,11 +29,18 @@ def check_corners(config: Config, space: tuple[Dimension, ...], check: Callable[
 
 
 def corners(dimension: Dimension) -> Iterator[Value]:
-    """All values that can be chosen, and both ends of the range."""
+    """All values that can be chosen, and both ends of the range.
+
+    Of whole numbers the second one too: a setting that takes few of them, such as multiples of 8, refuses it.
+    """
     yield from dimension.values
-    for end in (dimension.low, dimension.high):
-        if end is not None:
-            yield int(end) if dimension.whole else end
+    if dimension.low is None or dimension.high is None:
+        return
+    if dimension.whole:
+        low, high = int(dimension.low), int(dimension.high)
+        yield from dict.fromkeys((low, low + 1, high))
+    else:
+        yield from (dimension.low, dimension.high)
 
 
 def _made(config: Config, corner: dict[str, Value]) -> Config:

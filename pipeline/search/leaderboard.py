@@ -34,7 +34,7 @@ class Standing:
     step: int
     """Optimizer steps behind the score."""
     is_repeated: bool = False
-    """Whether it was chosen to be trained again with fresh seeds."""
+    """Whether the score is that of fresh seeds."""
 
     @property
     def is_full(self) -> bool:
@@ -65,15 +65,15 @@ def winner(record: SearchRecord) -> Standing | None:
 
 
 def _standing(record: SearchRecord, trial: Trial) -> Standing:
-    repeats = record.repeats_of(trial.number)
-    fresh = [again for again in repeats if again.state == "done" and trial.state == "done"]
-    curves = _curves(fresh) or _curves([trial])
+    repeats = record.repeats_of(trial.number) if trial.state == "done" else ()
+    fresh = _curves([again for again in repeats if again.state == "done"])
+    curves = fresh or _curves([trial])
     scores = [curve[max(curve)] for curve in curves]
     if not scores:
-        return Standing(0, trial, None, None, 0, trial.step, is_repeated=bool(repeats))
+        return Standing(0, trial, None, None, 0, trial.step)
     spread = statistics.stdev(scores) if len(scores) > 1 else None
     mean = statistics.fmean(scores)
-    return Standing(0, trial, mean, spread, len(scores), max(curves[0]), is_repeated=bool(repeats))
+    return Standing(0, trial, mean, spread, len(scores), max(curves[0]), is_repeated=bool(fresh))
 
 
 def _curves(trainings: Sequence[Trial]) -> list[dict[int, float]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pipeline.search.importance import Importances
 from pipeline.search.records import Dimension, SearchRecord, Trial
 from pipeline.search.scales import Scale, short_names
-from pipeline.search.scored_trials import ESTIMATED, ScoredTrials, varied_dimensions
+from pipeline.search.scored_trials import ALIKE, ESTIMATED, ScoredTrials, varied_dimensions
 from pipeline.tracking.svg_chart import shown
 from pipeline.tracking.svg_drawing import SOFT, At, Drawing, empty_drawing, line, polyline, text, turned
 
@@ -24,8 +24,10 @@ def parallel_picture(record: SearchRecord, found: Importances) -> Drawing:
     if scored is None:
         return empty_drawing(title)
     varied = varied_dimensions(record, found)
+    if not varied:
+        return empty_drawing(title, ALIKE)
     dimensions = varied[:MOST_AXES]
-    gap = (WIDTH_PX - LEFT_PX - RIGHT_PX) / max(len(dimensions), 1)
+    gap = (WIDTH_PX - LEFT_PX - RIGHT_PX) / len(dimensions)
     xs = [LEFT_PX + number * gap for number in range(len(dimensions) + 1)]
     lines = [_parallel_line(trial, scored, dimensions, xs) for trial in scored.trials]
     names = short_names([dimension.name for dimension in record.space])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -56,6 +57,27 @@ class SearchPlan:
             f"--points has {len(self.points)} settings, and the defaults are tried as well: type --trials "
             f"{len(self.points) + 1} or more",
         )
+        num, most = self.num_settings(), self._most_trials()
+        require(
+            most is None or self.num_trials <= most,
+            f"--trials {self.num_trials}: the space has {num} settings, and one once more would score the "
+            f"same; type --trials {most} or less, or a wider --space",
+        )
+
+    def _most_trials(self) -> int | None:
+        """How many there are that differ: of the space, and the defaults and points beside it."""
+        num = self.num_settings()
+        beside = [
+            tried
+            for tried in (self.defaults, *self.points)
+            if any(d.name in tried and not d.has(tried[d.name]) for d in self.space)
+        ]
+        return None if num is None else num + len(beside)
+
+    def num_settings(self) -> int | None:
+        """How many settings the space has, were none of them ever idle; None where that has no end."""
+        sizes = [dimension.size for dimension in self.space]
+        return None if None in sizes else math.prod(size for size in sizes if size is not None)
 
     @property
     def sign(self) -> float:

@@ -7,7 +7,7 @@ nothing here is written by two processes. JSON of it is what reports and benchma
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -41,6 +41,26 @@ class Dimension:
     def has_range(self) -> bool:
         """True where a number is drawn, and not only values are chosen from."""
         return self.low is not None
+
+    @property
+    def size(self) -> int | None:
+        """How many values it has; None where that has no end."""
+        if self.low is None or self.high is None:
+            return len(self.values)
+        return len(self.values) + int(self.high) - int(self.low) + 1 if self.whole else None
+
+    def all_values(self) -> Iterator[Value]:
+        """Each of them, where there is an end."""
+        assert self.size is not None, self
+        yield from self.values
+        if self.low is not None and self.high is not None:
+            yield from range(int(self.low), int(self.high) + 1)
+
+    def has(self, value: Value) -> bool:
+        """Whether it is one of the values, or in the range."""
+        if value in self.values or self.low is None or self.high is None:
+            return value in self.values
+        return not isinstance(value, str) and self.low <= value <= self.high
 
 
 @dataclass(frozen=True)

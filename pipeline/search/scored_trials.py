@@ -19,6 +19,7 @@ from pipeline.tracking.svg_drawing import ORANGE, mix
 
 PALE, DEEP = "#c9d6ea", "#12408f"
 """Of the worst score and the best."""
+ALIKE = "No two trials differ in a setting yet."
 ESTIMATED = "Hollow or dashed: ended early, and its score at the full budget is an estimate."
 
 

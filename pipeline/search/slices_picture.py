@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.search.importance import Importance, Importances
 from pipeline.search.records import SearchRecord
 from pipeline.search.scales import Scale, short_names, value_text
-from pipeline.search.scored_trials import DEEP, ESTIMATED, ScoredTrials, varied_dimensions
+from pipeline.search.scored_trials import ALIKE, DEEP, ESTIMATED, ScoredTrials, varied_dimensions
 from pipeline.tracking.svg_chart import shown
 from pipeline.tracking.svg_drawing import (
     GREY,
@@ -32,6 +32,8 @@ def slices_picture(record: SearchRecord, found: Importances) -> Drawing:
     if scored is None:
         return empty_drawing(title)
     dimensions = varied_dimensions(record, found)
+    if not dimensions:
+        return empty_drawing(title, ALIKE)
     names = short_names([dimension.name for dimension in record.space])
     by_name = {one.name: one for one in found.settings}
     width = WIDTH_PX / COLUMNS
@@ -46,7 +48,7 @@ def slices_picture(record: SearchRecord, found: Importances) -> Drawing:
         "is what the setting does by itself, where it explains anything. Trials that leave the setting idle "
         f"are not there. {ESTIMATED}"
     )
-    return Drawing(title, WIDTH_PX, max(rows * ROW_PX, 40), "".join(body), caption)
+    return Drawing(title, WIDTH_PX, rows * ROW_PX, "".join(body), caption)
 
 
 class _Panel:

@@ -8,17 +8,17 @@ misspelt name is refused with the nearest one. A space is a preset, a YAML file 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.config import Config, require
 from pipeline.errors import ConfigError, nearest
+from pipeline.search.active import why_never_read
 from pipeline.search.presets import PRESETS, preset
 from pipeline.search.records import Dimension, Value
-from pipeline.settings import flatten, with_settings
+from pipeline.search.typed_yaml import read_typed_yaml
+from pipeline.settings import decides_numbers, flatten, with_settings
 
 PRESET_KEY = "preset"
 """Key of a space's file that names what it changes."""
@@ -32,31 +32,45 @@ def read_space(
 ) -> tuple[Dimension, ...]:
     """The space of a preset's name or a YAML file, with the changes that were typed on top.
 
-    Raises ConfigError for what cannot be read, and for a space in which nothing is searched.
+    A setting of a preset that no trial would read is left out. Raises ConfigError for one that was typed,
+    for what cannot be read, and for a space in which nothing is searched.
     """
-    specs = dict(_named(config, named, num_classes))
-    for name, spec in changes.items():
-        specs[name] = spec
-    space = tuple(
-        dimension if isinstance(dimension, Dimension) else read_dimension(config, name, dimension)
-        for name, dimension in specs.items()
-        if dimension != OFF
-    )
-    require(bool(space), f"--space {named}: nothing is left to search; type --search.NAME SPEC")
-    return space
+    base, own = _named(named)
+    specs = preset(base, config, num_classes) if base else {}
+    found = {name: read_dimension(config, name, spec) for name, spec in specs.items()}
+    found = _changed(config, found, own, f"--space {named}: ")
+    found = _changed(config, found, changes, "")
+    space = tuple(found.values())
+    for name in tuple(found):
+        why = why_never_read(config, name, space)
+        if why is None:
+            continue
+        where = "" if name in changes else f"--space {named}: "
+        typed = changes.get(name, own.get(name))
+        require(
+            typed is None,
+            f"{where}--search.{name} {typed}: no trial would read it, as {why}, or leave --search.{name} out",
+        )
+        del found[name]
+    require(bool(found), f"--space {named}: nothing is left to search; type --search.NAME SPEC")
+    return tuple(found.values())
 
 
 def read_dimension(config: Config, name: str, spec: str) -> Dimension:
     """The dimension that a spec stands for; raises ConfigError, with the grammar, for anything else."""
     known = flatten(config)
     require(name in known, f"--search.{name}: unknown setting{nearest(name, known)}")
+    require(
+        decides_numbers(name),
+        f"--search.{name}: it changes no number of a training, so there is nothing to find; leave it out",
+    )
     values: list[Value] = []
     ranges: list[tuple[float, float, bool]] = []
     for part in (text.strip() for text in spec.split("|")):
         if ":" in part:
             ranges.append(_read_range(name, spec, part))
         else:
-            values += [read_value(config, name, text.strip()) for text in part.split(",")]
+            values += [_read_choice(config, name, spec, text.strip()) for text in part.split(",")]
     _refuse_repeated(name, spec, values)
     if not ranges:
         require(len(values) >= 2, f"--search.{name} {spec}: one value is no choice; type {GRAMMAR}")
@@ -90,39 +104,53 @@ def spec_of(dimension: Dimension) -> str:
     return "|".join(parts)
 
 
-def defaults_of(config: Config, space: tuple[Dimension, ...]) -> dict[str, Value]:
+def defaults_of(config: Config, space: Sequence[Dimension]) -> dict[str, Value]:
     """Name → what the config has, for all settings of the space."""
     known = flatten(config)
     return {dimension.name: known[dimension.name] for dimension in space}
 
 
-def _named(config: Config, named: str, num_classes: int) -> Mapping[str, str | Dimension]:
+def _named(named: str) -> tuple[str, Mapping[str, str]]:
+    """The preset that is meant, "" without one, and the specs of the file on top of it."""
     if named in PRESETS:
-        return _of_preset(config, named, num_classes)
+        return named, {}
     content = _read_file(Path(named))
     base = content.pop(PRESET_KEY, None)
-    require(base is None or base in PRESETS, f"{named}: {PRESET_KEY} {base}{_known_presets(str(base))}")
-    found = _of_preset(config, str(base), num_classes) if base else {}
-    return found | {
+    require(
+        base is None or (isinstance(base, str) and base in PRESETS),
+        f"--space {named}: {PRESET_KEY} {base}{_known_presets(str(base))}",
+    )
+    return base or "", {
         name: ",".join(spec) if isinstance(spec, list) else spec for name, spec in content.items()
     }
 
 
-def _of_preset(config: Config, name: str, num_classes: int) -> dict[str, str | Dimension]:
-    specs = preset(name, config, num_classes)
-    return {setting: read_dimension(config, setting, spec) for setting, spec in specs.items()}
+def _changed(
+    config: Config, space: Mapping[str, Dimension], changes: Mapping[str, str], where: str
+) -> dict[str, Dimension]:
+    """The space with specs on top; `where` begins what is said of one that cannot be."""
+    found = dict(space)
+    for name, spec in changes.items():
+        if spec.strip() == OFF:
+            lacks = f"--search.{name} off: the space has no such setting{nearest(name, space)}; leave it out"
+            require(name in found, where + lacks)
+            del found[name]
+            continue
+        try:
+            found[name] = read_dimension(config, name, spec)
+        except ConfigError as error:
+            raise ConfigError(f"{where}{error}") from error
+    return found
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    """Name → spec, or a list of values; every scalar as text, as YAML reads 5:40 as a time of day."""
+    """Name → spec, or a list of values."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # noqa: S506 - text alone
+        content = read_typed_yaml("--space", path)
     except FileNotFoundError as error:
         raise ConfigError(
             f"--space {path}: no such file, and no preset{_known_presets(path.name)}"
         ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--space {path} cannot be read ({' '.join(str(error).split())})") from error
     is_map = isinstance(content, dict) and all(
         isinstance(spec, str) or (isinstance(spec, list) and all(isinstance(text, str) for text in spec))
         for spec in content.values()
@@ -133,6 +161,13 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 def _known_presets(name: str) -> str:
     return f"{nearest(name, PRESETS)}; presets are {', '.join(PRESETS)}"
+
+
+def _read_choice(config: Config, name: str, spec: str, text: str) -> Value:
+    try:
+        return read_value(config, name, text)
+    except ConfigError as error:
+        raise ConfigError(f"--search.{name} {spec}: {error}; type {GRAMMAR}") from error
 
 
 def _read_range(name: str, spec: str, part: str) -> tuple[float, float, bool]:

@@ -53,9 +53,9 @@ class Drawing:
         )
 
 
-def empty_drawing(title: str) -> Drawing:
-    """In place of a picture of scores while there are none."""
-    return Drawing(title, 1120, 60, text((16, 36), "Nothing was scored yet.", size=14, colour=SOFT))
+def empty_drawing(title: str, why: str = "Nothing was scored yet.") -> Drawing:
+    """In place of a picture while there is nothing to be seen in it."""
+    return Drawing(title, 1120, 60, text((16, 36), why, size=14, colour=SOFT))
 
 
 def text(

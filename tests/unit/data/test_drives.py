@@ -58,7 +58,7 @@ def test_the_seed_and_nothing_of_this_process_decides_between_equal_drives():
 
 
 def test_one_drive_is_refused_with_what_to_do():
-    with pytest.raises(DatasetError, match=r"the 2 pictures are of one drive \(a_1_0 …\).*--data\.val_split"):
+    with pytest.raises(DatasetError, match=r"the 2 pictures are of one drive \(a_1_0 …\).*pack pictures of"):
         propose_held_out(["a_1_1", "a_1_0"], 0.25, 0)
     with pytest.raises(DatasetError, match="the 0 pictures are of one drive"):
         propose_held_out([], 0.25, 0)

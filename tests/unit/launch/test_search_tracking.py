@@ -7,9 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -175,6 +177,27 @@ def silent() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+class Broken(BaseHTTPRequestHandler):
+    """Answers whatever it is asked with a fault of its own."""
+
+    def do_GET(self) -> None:
+        self.send_error(500)
+
+    do_POST = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nobody reads it."""
+
+
+@pytest.fixture
+def broken() -> Iterator[str]:
+    """The address of a server of which every answer is 500."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 def test_names_of_runs_are_as_short_as_a_table_needs_them() -> None:
     assert shortened("003 tau 12.4 · n0 0.002") == "003 tau 12.4 · n0 0.002"
     long = shortened("003 " + "tau 12.4 · " * 20)
@@ -201,14 +224,20 @@ def test_trials_that_no_mlflow_was_told_of_are_sent_and_those_of_another_server_
         assert len(ids) == 3
 
 
-@pytest.mark.parametrize("kind", ["refused", "silent"])
+@pytest.mark.parametrize("kind", ["refused", "silent", "broken"])
 def test_a_dead_server_neither_ends_nor_delays_a_search_and_all_is_there_when_it_is_back(
-    runs_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, silent: str, kind: str
+    runs_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    silent: str,
+    broken: str,
+    kind: str,
 ) -> None:
     record = small()
     name = f"dead-{kind}"
     write_journals(runs_dir / name, record)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", silent if kind == "silent" else "http://127.0.0.1:9")
+    address = {"refused": "http://127.0.0.1:9", "silent": silent, "broken": broken}[kind]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "300")
     patient = MlflowRun.open
     monkeypatch.setattr(MlflowRun, "open", lambda description: patient(description, wait_s=1))

@@ -68,7 +68,7 @@ def test_a_trial_is_stopped_by_a_note_that_another_driver_finds(search):
     assert [decision.step for decision in search.folder.decisions(2)] == [10, 20], "and none after its stop"
     assert TrialStop(tasks[2]).is_decided()
     assert not TrialStop(tasks[1]).stop_wanted()
-    assert TrialReader(search.folder, PLAN).trial(2).reason.startswith("0.400 is not in the best 1/2 of 1")
+    assert TrialReader(search.folder, PLAN).trial(2).reason.startswith("0.400 is worse than the 0.600 of")
 
 
 def test_the_defaults_are_never_stopped_and_hold_others_to_their_scores(search):
@@ -109,3 +109,12 @@ def test_a_trial_that_tune_gave_up_has_failed_and_the_others_go_on(search):
     conductor.lost(0)
     assert "log" in search.folder.ended(0).reason
     assert conductor.next_task().number == 1
+
+
+def test_a_trial_that_ended_before_tune_gave_it_up_keeps_its_end(search):
+    """Its process may die after its last word."""
+    conductor = Conductor(search)
+    conductor.next_task()
+    search.folder.write_ended(0, Ended("done", 80))
+    conductor.lost(0)
+    assert search.folder.ended(0) == Ended("done", 80)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline.errors import WorldStateError
-from pipeline.launch.tune_folder import ENDED, SESSIONS, Ended, TrialReader, TuneFolder
+from pipeline.launch.tune_folder import DECISIONS, ENDED, ORDER, SESSIONS, Ended, TrialReader, TuneFolder
 from pipeline.search.agenda import Order
 from pipeline.search.plan import SearchPlan
 from pipeline.search.records import Dimension, Point
@@ -60,6 +60,8 @@ def test_a_trial_that_was_stopped_has_its_rungs_and_the_reason(folder):
     assert trial.reason == "0.400 is not in the best 1/3 of 4 before it at step 30 (from 0.600 on)"
     folder.write_ended(2, Ended("failed", 31, "weights became NaN"))
     assert TrialReader(folder, PLAN).trial(2).reason == "weights became NaN"
+    folder.write_ended(2, Ended("done", 90))
+    assert not TrialReader(folder, PLAN).trial(2).reason, "it was over before it heard"
 
 
 def test_a_trial_whose_note_was_not_written_is_not_there_and_its_number_is_taken_again(folder):
@@ -93,7 +95,10 @@ def test_time_beside_training_is_that_of_all_sessions_less_that_of_all_attempts(
     assert (trial.train_s, trial.whole_s) == (22.0, 33.0)
 
 
-def test_a_file_that_cannot_be_read_is_named(folder):
-    (folder.trial_dir(1) / ENDED).write_text("{")
-    with pytest.raises(WorldStateError, match=f"{ENDED} cannot be read"):
+@pytest.mark.parametrize("name", [ORDER, DECISIONS, ENDED])
+@pytest.mark.parametrize("text", ["", "{", "null", '{"of": "another version"}'])
+def test_a_file_that_cannot_be_read_is_named(folder, name, text):
+    (folder.trial_dir(1) / name).write_text(text)
+    with pytest.raises(WorldStateError, match=rf"trials/001/{name} cannot be read \(") as refused:
         TrialReader(folder, PLAN).trials()
+    assert "\n" not in str(refused.value)

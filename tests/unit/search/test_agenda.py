@@ -10,7 +10,7 @@ from pipeline.recipes import laptop
 from pipeline.search.agenda import finalists, is_complete, next_order, num_planned
 from pipeline.search.leaderboard import winner
 from pipeline.search.plan import SearchPlan, plan_differences, plan_from_json, plan_to_json
-from pipeline.search.records import Point, SearchRecord, Trial
+from pipeline.search.records import Dimension, Point, SearchRecord, Trial
 from pipeline.search.space import defaults_of, read_space
 from pipeline.search.table import best_so_far
 from pipeline.search.tpe import propose_tpe
@@ -62,6 +62,29 @@ def test_a_search_that_was_cut_off_anywhere_proposes_what_it_would_have(algorith
         assert (order.settings, order.name) == (whole[cut].settings, whole[cut].name)
     other = run(dataclasses.replace(asked, seed=1), good_at_tau_20)
     assert other[1].settings != whole[1].settings
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "random", "sobol"])
+def test_a_space_of_a_few_settings_is_tried_whole_before_one_is_tried_again(algorithm):
+    space = (Dimension("model.head.p", (1, 2)), Dimension("model.head.fusion", ("off", "gate", "mlp")))
+    space += (Dimension("optim.warmup_steps", (), 1.0, 4.0, whole=True),)
+    asked = plan(space, num_trials=24, algorithm=algorithm)
+    trials = run(asked, lambda order: 0.5)
+    assert len({json.dumps(dict(trial.settings), sort_keys=True) for trial in trials}) == 24
+
+
+def test_the_even_spread_begins_at_its_beginning_whatever_points_come_before():
+    points = ({TAU: 33.0}, {TAU: 34.0})
+    bare = run(plan(algorithm="sobol", num_trials=5), good_at_tau_20)
+    after = run(plan(algorithm="sobol", num_trials=7, points=points), good_at_tau_20)
+    assert [trial.settings for trial in after[3:]] == [trial.settings for trial in bare[1:]]
+
+
+def test_a_space_of_which_nothing_can_be_made_is_an_error_and_no_trial_of_nothing():
+    lr, least = Dimension("optim.lr", low=1e-4, high=1e-3), Dimension("optim.min_lr", low=2e-3, high=2.5e-3)
+    asked = plan((lr, least), algorithm="random")
+    with pytest.raises(ConfigError, match=r"optim\.min_lr must be in"):
+        run(asked, good_at_tau_20)
 
 
 def test_tpe_gathers_where_scores_are_good():

@@ -7,6 +7,7 @@ import pytest
 from pipeline.search.full_budget import full_scores
 from pipeline.search.leaderboard import gain, leaderboard, winner
 from pipeline.search.records import Point, SearchRecord, Trial
+from pipeline.search.search_report import verdict
 
 
 def trial(number: int, *scores: float, state: str = "done", repeats: int | None = None) -> Trial:
@@ -51,6 +52,17 @@ def test_repeated_trials_are_judged_by_their_fresh_seeds_and_stand_before_a_sing
     assert gain(board, best) == pytest.approx(0.08)
 
 
+def test_a_trial_whose_repeats_all_failed_does_not_lead_by_the_seed_that_chose_it() -> None:
+    board = record(
+        trial(0, 0, 0, 0.50), trial(1, 0, 0, 0.66),
+        trial(2, state="failed", repeats=1), trial(3, 0.1, state="failed", repeats=1),
+        trial(4, 0, 0, 0.51, repeats=0),
+    )  # fmt: skip
+    assert numbers(board) == [0, 1]
+    assert [standing.is_repeated for standing in leaderboard(board)] == [True, False]
+    assert "fresh" not in verdict(record(trial(0, 0, 0, 0.5), trial(1, state="running", repeats=0)))
+
+
 def test_where_less_is_better_the_smallest_leads() -> None:
     board = record(trial(0, 3.0, 2.0, 1.0), trial(1, 3.0, 2.0, 0.5), mode="min")
     assert winner(board).trial.number == 1
@@ -86,3 +98,4 @@ def test_a_trial_that_ended_with_its_repeats_still_running_keeps_its_own_score()
     board = record(trial(0, 0, 0, 0.5), trial(1, 0, 0, 0.6), running)
     assert winner(board).score == 0.6
     assert winner(board).seeds == 1
+    assert not winner(board).is_repeated, "none of its seeds is fresh"

@@ -190,6 +190,14 @@ def test_names_cannot_break_page_or_pictures() -> None:
         parsed(drawing)
 
 
+@pytest.mark.parametrize("kind", ["one", "all alike", "nothing searched"])
+def test_where_trials_differ_in_nothing_a_picture_of_settings_says_so(kind: str) -> None:
+    """Axes without a line, and a row of no panels, would look like a fault of the page."""
+    record = odd_searches()[kind]
+    for draw in (parallel_picture, slices_picture):
+        assert "No two trials differ in a setting yet." in draw(record, importances(record)).body
+
+
 def odd_searches() -> dict[str, SearchRecord]:
     whole = search(12)
     first = whole.trials[0]

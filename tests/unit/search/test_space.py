@@ -50,6 +50,13 @@ def test_a_spec_has_the_types_of_its_field_and_is_written_as_it_is_read(name, sp
         (FORM, "1:2", "is no number"),
         (FORM, "hinge,hinge", "twice"),
         ("optim.warmup_steps", "0.5:3", "whole numbers"),
+        (
+            TAU,
+            "5,,9",
+            "--search.model.head.tau 5,,9: --model.head.tau takes float, got ''; type values a,b,c",
+        ),
+        ("tracking.registered_model", "a,b", "changes no number"),
+        ("data.loader_workers", "0,2", "changes no number"),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_one_line(name, spec, said):
@@ -79,6 +86,54 @@ def test_a_file_changes_a_preset_and_what_is_typed_changes_both(tmp_path):
         read_space(CONFIG, "recipes", {}, 11)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("preset: [recipe]\n", "did you mean recipe"),
+        (f"preset:\n{TAU}: 5:40\n", "presets are accm-losses, recipe"),
+        (f"{TAU}: 5:40\n{TAU}: 6:7\n", f"{TAU} is there twice"),
+        (f"{TAU}: 40:5\n", "lower end below"),
+        ("model.head.taus: off\n", "the space has no such setting"),
+        ("preset: accm-losses\nmodel.head.taus: off\n", "did you mean model.head.tau"),
+        ("{}\n", "nothing is left to search"),
+        ("", "must map names"),
+        (f"{TAU}: {{low: 5}}\n", "must map names"),
+        (f"{TAU}:\n", "takes float, got ''"),
+    ],
+)
+def test_what_a_file_gets_wrong_is_told_with_the_file(tmp_path, text, said):
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        read_space(CONFIG, str(path), {}, 11)
+    assert said in str(refused.value)
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_is_not_in_the_space_cannot_be_taken_out_of_it():
+    """Else a misspelt name would be searched on."""
+    for name, said in (("model.head.tauu", "did you mean model.head.tau"), ("optim.lr", "no such setting")):
+        with pytest.raises(ConfigError, match=said):
+            read_space(CONFIG, "accm-losses", {name: "off"}, 11)
+    assert TAU not in {d.name for d in read_space(CONFIG, "accm-losses", {TAU: " off "}, 11)}
+
+
+def test_a_setting_that_no_trial_would_read_is_refused_where_it_was_typed_and_left_out_of_a_preset():
+    plain = with_settings(CONFIG, {"model.head.kind": "plain"})
+    assert [d.name for d in read_space(plain, "accm-losses", {}, 11)] == ["model.head.lambda_coarse"]
+    with pytest.raises(ConfigError, match=r"no trial would read it, as .*; take --model.head.kind ccs, or"):
+        read_space(plain, "accm-losses", {TAU: "5:40"}, 11)
+    off = {f"model.head.{name}": "off" for name in ("fusion", "lambda_coarse")}
+    with pytest.raises(ConfigError, match=r"--search.model.head.alpha 0:1: no trial.*model.head.fusion gate"):
+        read_space(CONFIG, "accm-losses", {**off, "model.head.alpha": "0:1"}, 11)
+    with_gate = {"model.head.fusion": "off,gate", "model.head.alpha": "0:1"}
+    assert "model.head.alpha" in {d.name for d in read_space(CONFIG, "recipe", with_gate, 11)}
+    # Two other settings must have other values than the config's for delta to count.
+    none = with_settings(CONFIG, {INTER: 0.0, FORM: "softmax"})
+    assert "model.head.delta" in {d.name for d in read_space(none, "accm-losses", {}, 11)}
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("num_classes", [2, 19])
@@ -101,6 +156,19 @@ def test_corners_that_settings_refuse_each_other_in_pairs_are_refused_before_a_t
         ConfigError, match=r"optim.lr 0.0001, optim.min_lr 0.001.*narrow --search.optim.lr or"
     ):
         check_corners(config, (lr, least), lambda made: None)
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "corner"),
+    [
+        ("model.backbone.output_stride", "8:32", "model.backbone.output_stride 9"),
+        ("model.backbone.base_width", "8:64", "model.backbone.base_width 9"),
+    ],
+)
+def test_a_range_of_which_few_numbers_are_taken_is_refused(name, spec, corner):
+    """Its ends are taken; of what lies between, the search would draw nearly all in vain."""
+    with pytest.raises(ConfigError, match=corner):
+        check_corners(CONFIG, (read_dimension(CONFIG, name, spec),), lambda made: None)
 
 
 def test_what_only_the_model_refuses_is_told_by_its_corner():
