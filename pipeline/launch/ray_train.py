@@ -68,7 +68,7 @@ def train_on_ray(launch: Launch, signals: StopWish, spares: Spares | None = None
                 fit_result = run_attempt(launch, attempt, signals, spares, begun)
             except LostError as lost:
                 raise_if_it_would_repeat(lost)
-                failure = note_failure(launch.run_dir, journal, lost, failure)
+                failure = note_failure(launch.run_dir, journal, attempt, lost, failure)
                 if failures == launch.config.launch.max_failures or signals.stop_wanted():
                     give_up(lost)
                 failures += 1
@@ -77,7 +77,7 @@ def train_on_ray(launch: Launch, signals: StopWish, spares: Spares | None = None
                 return Trained(fit_result, restarts)
             # Announced, and nothing lost by it: it counts as an incident and not as a failure.
             told = LostError("a rank was preempted", "step", 0.0)
-            failure = note_failure(launch.run_dir, journal, told, failure)
+            failure = note_failure(launch.run_dir, journal, attempt, told, failure)
     raise AssertionError("the last attempt returns or raises")
 
 
