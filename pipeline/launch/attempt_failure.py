@@ -12,7 +12,7 @@ from typing import NoReturn
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Preempted
 from pipeline.launch.driver_journal import DriverJournal
 from pipeline.launch.rank_watch import SeenOfAttempt
 from pipeline.launch.stall import Stall
@@ -56,9 +56,10 @@ class LostError(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """An attempt that ended too early: what was lost, the last step recorded, the starts until then."""
+    """An attempt that ended too early: what was lost, the newest commit, the last step, the starts so far."""
 
     lost: str
+    resumed: int
     reached: int
     starts: int
     noticed_s: float
@@ -105,6 +106,15 @@ def give_up(lost: LostError) -> NoReturn:
     raise lost.__cause__
 
 
+def stopped_by(failure: Failure, name: str) -> Preempted:
+    """What to raise for an attempt of that run which was lost when a stop was asked for already."""
+    lost = failure.reached - failure.resumed
+    return Preempted(
+        f"{failure.lost} before all had stopped: {lost} steps are lost; type the same with --name {name} to "
+        f"go on from step {failure.resumed}"
+    )
+
+
 def _failures(error: Exception) -> dict[int, Exception]:
     """Rank → exception, where Ray tells them apart; the error itself under -1 where it does not."""
     if isinstance(error, WorkerGroupError):
@@ -131,7 +141,7 @@ def note_failure(
         attempt=attempt, worked_s=round(worked_s, 2),
     )  # fmt: skip
     noticed_s = before.noticed_s if before and before.starts == len(starts) else time.monotonic()
-    return Failure(lost.lost, max(reached, resumed), len(starts), noticed_s)
+    return Failure(lost.lost, resumed, max(reached, resumed), len(starts), noticed_s)
 
 
 def note_restart(run_dir: Path, journal: DriverJournal, failure: Failure | None) -> None:
