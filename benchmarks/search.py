@@ -33,9 +33,9 @@ PACKAGES = ("torch", "ray", "mlflow", "scipy", "numpy")
 NETWORK = {
     "data.input_height": 90, "data.input_width": 120, "data.crop_height": 90, "data.crop_width": 120,
     "model.backbone.base_width": 16, "model.head.dim": 32, "train.batch_global": 8,
-    "optim.warmup_steps": 15, "tracking.registered_model": "",
+    "optim.warmup_steps": 15, "tracking.registered_model": "", "train.metrics_every": 1,
 }  # fmt: skip
-"""A few seconds of training an evaluation on one core."""
+"""Some seconds of training an evaluation on one core. A point a step, so that repeated steps are seen."""
 QUICK = {
     "data.input_height": 64, "data.input_width": 128, "data.crop_height": 64, "data.crop_width": 128,
     "model.backbone.base_width": 8, "model.head.dim": 16, "optim.warmup_steps": 2,
