@@ -23,7 +23,6 @@ from typing import Literal
 Fault = Literal["", "error", "reset", "stall"]
 SHARES: dict[Fault, int] = {"error": 5, "reset": 1, "stall": 1}
 """Faults to a hundred requests."""
-STALL_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,16 @@ class Seen:
 
 
 class FaultyProxy:
-    """Forwards to `upstream` (host:port), each answer after `latency_s`; `faults` turns the schedule on."""
+    """Forwards to `upstream` (host:port), each answer after `latency_s`; `faults` turns the schedule on.
 
-    def __init__(self, upstream: str, *, faults: bool, latency_s: float = 0.0, seed: int = 0) -> None:
+    A client that waits through a silence for `stall_s` is hung up on.
+    """
+
+    def __init__(
+        self, upstream: str, *, faults: bool, latency_s: float = 0.0, seed: int = 0, stall_s: float = 30.0
+    ) -> None:
         self.upstream = upstream
-        self.latency_s = latency_s
+        self.latency_s, self.stall_s = latency_s, stall_s
         self.seen: list[Seen] = []
         self.down = False
         """While true, every request is answered by 503."""
@@ -159,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[: len(body) // 2])
         self.close_connection = True
         if fault == "stall":
-            select.select([self.connection], [], [], STALL_S)  # readable when the client has hung up
+            select.select([self.connection], [], [], proxy.stall_s)  # readable when the client has hung up
         else:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()

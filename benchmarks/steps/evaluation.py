@@ -125,6 +125,6 @@ def run_evaluation(
         return found
 
     with mock.patch.object(evaluation, "confusion_matrix", timed):
-        evaluation.evaluate(model, pictures, size, World(), device, batch_size=batch_size)
+        evaluation.evaluate(model, pictures, size, World(), batch_size=batch_size)
     assert spent_s > 0
     return spent_s

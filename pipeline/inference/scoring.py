@@ -24,7 +24,7 @@ def score_split(predictor: Predictor, dataset: ShardDataset, batch_size: int = 4
         )
     input_size = (predictor.card.input_height, predictor.card.input_width)
     _, scores = evaluate(
-        predictor.model, dataset, input_size, World(), predictor.device,
+        predictor.model, dataset, input_size, World(),
         batch_size=batch_size, loader_workers=1,
     )  # fmt: skip
     return scores

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -12,8 +12,9 @@ from typing import NoReturn
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Preempted
 from pipeline.launch.driver_journal import DriverJournal
+from pipeline.launch.rank_watch import SeenOfAttempt
 from pipeline.launch.stall import Stall
 from pipeline.tracking.incidents import FAILURE, RESTART
 from pipeline.tracking.journal import START, Event, Metrics, Record, committed_step, read_journal
@@ -40,36 +41,42 @@ START_WAIT_S = 5.0
 class LostError(Exception):
     """An attempt that ended too early; its cause is what Ray said."""
 
-    def __init__(self, lost: str, phase: str | None, stood_s: float) -> None:
+    def __init__(
+        self, lost: str, phase: str | None, stood_s: float, seen: SeenOfAttempt | None = None
+    ) -> None:
         super().__init__(lost)
         self.lost = lost
         self.phase = phase
         """What the ranks in question did, where that is known."""
         self.stood_s = stood_s
         """How long they had stood still when that was noticed."""
+        self.seen = seen or SeenOfAttempt({})
+        """What else was seen of the attempt; nothing where it lost nothing."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An attempt that ended too early: what was lost, the last step recorded, the starts until then."""
+    """An attempt that ended too early: what was lost, the newest commit, the last step, the starts so far."""
 
     lost: str
+    resumed: int
     reached: int
     starts: int
     noticed_s: float
 
 
-def lost_by(error: Exception, hung: Stall | None, doing: Mapping[int, str]) -> LostError:
-    """What an attempt was lost by: ranks that hung, else what Ray says; `doing` is each rank's last phase."""
+def lost_by(error: Exception, hung: Stall | None, seen: SeenOfAttempt) -> LostError:
+    """What an attempt was lost by: ranks that hung, else what Ray says."""
+    doing = seen.doing
     if hung:
-        return LostError(str(hung), hung.doing, hung.seconds)
+        return LostError(str(hung), hung.doing, hung.seconds, seen)
     failures = _failures(error)
     gone = [rank for rank, failure in failures.items() if isinstance(failure, WorkerHealthCheckFailedError)]
     if gone:
-        return LostError(f"rank {', '.join(map(str, gone))} lost", doing.get(gone[0]), 0.0)
+        return LostError(f"rank {', '.join(map(str, gone))} lost", doing.get(gone[0]), 0.0, seen)
     rank, failure = next(iter(failures.items()))
     who = "the worker group" if rank < 0 else f"rank {rank}"
-    return LostError(f"{who} failed ({type(failure).__name__})", doing.get(rank), 0.0)
+    return LostError(f"{who} failed ({type(failure).__name__})", doing.get(rank), 0.0, seen)
 
 
 def raise_if_it_would_repeat(lost: LostError) -> None:
@@ -99,6 +106,15 @@ def give_up(lost: LostError) -> NoReturn:
     raise lost.__cause__
 
 
+def stopped_by(failure: Failure, name: str) -> Preempted:
+    """What to raise for an attempt of that run which was lost when a stop was asked for already."""
+    lost = failure.reached - failure.resumed
+    return Preempted(
+        f"{failure.lost} before all had stopped: {lost} steps are lost; type the same with --name {name} to "
+        f"go on from step {failure.resumed}"
+    )
+
+
 def _failures(error: Exception) -> dict[int, Exception]:
     """Rank → exception, where Ray tells them apart; the error itself under -1 where it does not."""
     if isinstance(error, WorkerGroupError):
@@ -106,19 +122,26 @@ def _failures(error: Exception) -> dict[int, Exception]:
     return {-1: error}
 
 
-def note_failure(run_dir: Path, journal: DriverJournal, lost: LostError, before: Failure | None) -> Failure:
+def note_failure(
+    run_dir: Path, journal: DriverJournal, attempt: str, lost: LostError, before: Failure | None
+) -> Failure:
     """The failure as it is recorded: what was lost, and from which step training goes on.
 
-    One after which training never began again counts from the failure `before` it.
+    One after which training never began again counts from the failure `before` it. Curves have a point every
+    `train.metrics_every` steps, so how far an attempt came is also told by its signs of life.
     """
     records = read_journal(run_dir)
-    resumed, starts = committed_step(records), len(_starts(records))
+    resumed, starts = committed_step(records), _starts(records)
     reached = max((r.step for r in records if isinstance(r, Metrics)), default=resumed)
+    if lost.seen.steps and starts:
+        reached = max(reached, starts[-1] + lost.seen.steps)
+    worked_s = max(lost.seen.at_work_s - lost.stood_s, 0.0)
     journal.note(
-        FAILURE, resumed, lost=lost.lost, phase=lost.phase, stood_s=round(lost.stood_s, 2), reached=reached
-    )
-    noticed_s = before.noticed_s if before and before.starts == starts else time.monotonic()
-    return Failure(lost.lost, max(reached, resumed), starts, noticed_s)
+        FAILURE, resumed, lost=lost.lost, phase=lost.phase, stood_s=round(lost.stood_s, 2), reached=reached,
+        attempt=attempt, worked_s=round(worked_s, 2),
+    )  # fmt: skip
+    noticed_s = before.noticed_s if before and before.starts == len(starts) else time.monotonic()
+    return Failure(lost.lost, resumed, max(reached, resumed), len(starts), noticed_s)
 
 
 def note_restart(run_dir: Path, journal: DriverJournal, failure: Failure | None) -> None:

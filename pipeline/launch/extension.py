@@ -18,12 +18,14 @@ from pipeline.settings import with_settings
 STEPS, EXTENDED_AT = "train.steps", "train.extended_at"
 
 
-def with_extension(config: Config, run_dir: Path, *, extend: bool) -> tuple[Config, Config]:
+def with_extension(
+    config: Config, run_dir: Path, *, extend: bool, to_extend: str = "add --extend"
+) -> tuple[Config, Config]:
     """The config to train by, and the one that the run must have recorded: they differ as it is extended.
 
     A run that was extended already is gone on with, or repeated, by its new number of steps, with
-    `--extend` or without. Raises ConfigError where there is no run to extend, WorldStateError where
-    it is not finished, or has as many steps.
+    `--extend` or without. `to_extend` is what to type where it is missing. Raises ConfigError where there
+    is no run to extend, WorldStateError where it is not finished, or has as many steps.
     """
     recorded = _recorded(run_dir)
     if recorded is None:
@@ -41,8 +43,8 @@ def with_extension(config: Config, run_dir: Path, *, extend: bool) -> tuple[Conf
     if not extend:
         if finished and wanted > held:
             raise WorldStateError(
-                f"run {run_dir.name} was finished with {held} steps: add --extend to go on to {wanted}, or "
-                "choose another --name"
+                f"run {run_dir.name} was finished with {held} steps: {to_extend} to go on to {wanted}, "
+                f"--train.steps {held} to see what it gave, or choose another --name"
             )
         return config, config  # refused, with all that differs
     if wanted < held:

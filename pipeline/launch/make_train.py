@@ -36,7 +36,7 @@ DEFAULT_RUNS = "runs"
 UPLOADED = ("pipeline", "jobs")
 """Folders of the checkout that a job needs."""
 STOP_WAIT_S = 600
-"""Longest that a stopped job may take to end its step, or its evaluation, and checkpoint."""
+"""Longest that a stopped job may take to end its step and checkpoint."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,18 @@ class _Looked:
     sights: dict[int, Sight]
 
 
+@dataclass(frozen=True)
+class SeenOfAttempt:
+    """What was seen of an attempt in all, by whoever watched it."""
+
+    doing: Mapping[int, str]
+    """The phase that each rank was in last, before it ended."""
+    steps: int = 0
+    """Steps that were done; fewer than there were, by those between the last two signs of life."""
+    at_work_s: float = 0.0
+    """From the end of its start on, until it was looked at last."""
+
+
 class RankWatch:
     """Looks at the signs of life of `num` ranks of one attempt; `look` is called several times a second."""
 
@@ -47,6 +59,8 @@ class RankWatch:
         self._own.parent.mkdir(parents=True, exist_ok=True)
         self._own.touch()
         self._looked = _Looked(time.monotonic(), {})
+        self._doing: dict[int, str] = {}
+        self._began_s: float | None = None
 
     def look(self) -> Stall | None:
         """The ranks that hang, if any do."""
@@ -57,6 +71,9 @@ class RankWatch:
         before = self._looked.sights
         sights = {rank: seen(before.get(rank), beat, passed_s) for rank, beat in beats.items()}
         self._looked = _Looked(now_s, before | sights)
+        self._doing |= {rank: beat.doing for rank, beat in beats.items() if beat.doing != "ended"}
+        if self._began_s is None and any(beat.doing not in ("start", "ended") for beat in beats.values()):
+            self._began_s = now_s
         return find_stall(self._looked.sights, self._deadline)
 
     def settled(self) -> bool:
@@ -64,9 +81,13 @@ class RankWatch:
         sights = self._looked.sights.values()
         return len(sights) == len(self._files) and all(s.beat.steps > FIRST_STEPS for s in sights)
 
-    def doing(self) -> dict[int, str]:
-        """The phase that each rank was seen in last."""
-        return {rank: sight.beat.doing for rank, sight in self._looked.sights.items()}
+    def seen(self) -> SeenOfAttempt:
+        """What was seen so far."""
+        beats = [sight.beat for sight in self._looked.sights.values()]
+        # A rank that ended before its time did so in the step that it was about to do.
+        steps = max((beat.steps - (beat.doing in ("step", "ended")) for beat in beats), default=0)
+        at_work_s = self._looked.at_s - self._began_s if self._began_s is not None else 0.0
+        return SeenOfAttempt(dict(self._doing), max(steps, 0), at_work_s)
 
     def places(self) -> list[Place]:
         """The processes of all ranks seen so far."""

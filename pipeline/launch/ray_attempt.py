@@ -88,7 +88,7 @@ def run_attempt(
         return outcome.value()
     except (RayError, TrainingFailedError) as error:
         free_resources(watch.places())
-        raise lost_by(error, hung, watch.doing()) from error
+        raise lost_by(error, hung, watch.seen()) from error
     finally:
         if spares:
             spares.pause()

@@ -24,6 +24,7 @@ from pipeline.launch.attempt_failure import (
     note_failure,
     note_restart,
     raise_if_it_would_repeat,
+    stopped_by,
 )
 from pipeline.launch.driver_journal import driver_journal
 from pipeline.launch.fence import begin_attempt
@@ -49,7 +50,8 @@ def train_on_ray(launch: Launch, signals: StopWish, spares: Spares | None = None
 
     `spares` are those of an earlier training of this process, whose processes may be taken.
     Raises the PipelineError of a worker as it was raised there, and whatever Ray says of a failure
-    that outlived all restarts; PipelineError where ranks hung again and again.
+    that outlived all restarts; PipelineError where ranks hung again and again; Preempted where there is no
+    room, and where ranks were lost after a stop was asked for.
     """
     stage_on_nodes(launch.config, launch.shards, launch.run_dir, launch.workers, signals)
     if spares is None and launch.config.launch.spares:
@@ -68,8 +70,10 @@ def train_on_ray(launch: Launch, signals: StopWish, spares: Spares | None = None
                 fit_result = run_attempt(launch, attempt, signals, spares, begun)
             except LostError as lost:
                 raise_if_it_would_repeat(lost)
-                failure = note_failure(launch.run_dir, journal, lost, failure)
-                if failures == launch.config.launch.max_failures or signals.stop_wanted():
+                failure = note_failure(launch.run_dir, journal, attempt, lost, failure)
+                if signals.stop_wanted():  # as where a machine is taken away with all that is on it
+                    raise stopped_by(failure, launch.run_dir.name) from lost
+                if failures == launch.config.launch.max_failures:
                     give_up(lost)
                 failures += 1
                 continue
@@ -77,7 +81,7 @@ def train_on_ray(launch: Launch, signals: StopWish, spares: Spares | None = None
                 return Trained(fit_result, restarts)
             # Announced, and nothing lost by it: it counts as an incident and not as a failure.
             told = LostError("a rank was preempted", "step", 0.0)
-            failure = note_failure(launch.run_dir, journal, told, failure)
+            failure = note_failure(launch.run_dir, journal, attempt, told, failure)
     raise AssertionError("the last attempt returns or raises")
 
 

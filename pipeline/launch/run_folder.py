@@ -191,6 +191,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
             part.write_text(json.dumps(content, indent=1), encoding="utf-8")
             flush(part)
             part.replace(path)
+            flush(path.parent)
         except OSError:
             part.unlink(missing_ok=True)
             raise

@@ -57,6 +57,8 @@ FIELDS = (
     "miou", "pixel_accuracy", "step", "samples_per_s", "data_wait_share", "checkpoint", "shards",
     "quarantined", "goodput", "incidents",
 )  # fmt: skip
+TO_EXTEND = "this command extends none, so type python jobs/train_cityscapes.py with --extend"
+"""What a finished run that is asked for more steps needs."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -151,7 +153,8 @@ def _hold_run(
         try:
             if runs:
                 remote = stack.enter_context(held_run(runs, run_dir, config))
-            config, _ = with_extension(with_architecture(config, run_dir), run_dir, extend=False)
+            config = with_architecture(config, run_dir)
+            config, _ = with_extension(config, run_dir, extend=False, to_extend=TO_EXTEND)
             checked = check_run(config, shards, run_dir)
             wanted = identity(config, {"manifest_id": checked.manifest_id})
             stack.enter_context(lease(run_dir))

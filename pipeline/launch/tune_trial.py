@@ -140,6 +140,8 @@ def _trained(task: TrialTask, stop: TrialStop, spares: Spares | None) -> Ended |
     try:
         fit = train_on_ray(launch, stop, spares).fit
     except (Preempted, WorldStateError):
+        if stop.is_decided():
+            return _ended_before(stop)
         raise  # not the doing of its settings: full disks, no room, a newer attempt
     except PipelineError as error:
         return Ended("failed", 0, one_line(error))

@@ -53,9 +53,10 @@ class Account:
     """The time of training that counted, over that from the first start to the last record.
 
     Counted is each attempt from its start to the step from which the next one went on; evaluations and
-    checkpoints are part of training. Lost are steps that were repeated, and the time from a failure to
-    the next start, where it is known. Each attempt is timed by its rank 0, a restart by the driver; clocks
-    of two machines are compared only where a driver was lost. None before the first step.
+    checkpoints are part of training. Lost are steps that were repeated, also those after the last record,
+    and the time from a failure to the next start, where it is known. Each attempt is timed by its rank 0, one
+    that failed and a restart by the driver; clocks of two machines are compared only where a driver was
+    lost. None before the first step.
     """
 
     def values(self) -> dict[str, object]:
@@ -80,11 +81,11 @@ class Account:
 
 @dataclass
 class _Job:
-    """What one job wrote: its driver's events, and its attempts that began, in their order."""
+    """What one job wrote: its driver's events, and its attempts that began, by name, in their order."""
 
     driver: str | None
     events: list[Event] = field(default_factory=list)
-    attempts: list[list[Record]] = field(default_factory=list)
+    attempts: dict[str, list[Record]] = field(default_factory=dict)
 
 
 def read_account(run_dir: Path) -> Account:
@@ -95,11 +96,13 @@ def read_account(run_dir: Path) -> Account:
         incidents += _noted(job.events)
         if following and _died(job):
             incidents.append(_job_died(job, following))
-    attempts = [attempt for job in jobs for attempt in job.attempts]
+    attempts = [attempt for job in jobs for attempt in job.attempts.items()]
+    failures = [event for job in jobs for event in job.events if event.name == FAILURE]
+    worked_s = {event.fields.get("attempt"): event.fields.get("worked_s", 0.0) for event in failures}
     useful_s, whole_s = 0.0, sum(incident.recover_s or 0.0 for incident in incidents)
-    for attempt, resumed in zip_longest(attempts, map(_start, attempts[1:])):
-        useful_s += _time_s(attempt, until=resumed)
-        whole_s += _time_s(attempt, until=None)
+    for (name, records), following in zip_longest(attempts, attempts[1:]):
+        useful_s += _time_s(records, until=_start(following[1]) if following else None)
+        whole_s += max(_time_s(records, until=None), worked_s.get(name, 0.0))
     return Account(tuple(incidents), useful_s / whole_s if whole_s > 0.0 else None)
 
 
@@ -113,8 +116,12 @@ def _jobs(run_dir: Path) -> list[_Job]:
             driver = jobs[-1].driver if jobs else None
             if driver is None or name.partition("-")[2] != driver:
                 jobs.append(_Job(None))
-            jobs[-1].attempts.append(records)
+            jobs[-1].attempts[name] = records
     return [job for job in jobs if job.attempts]
+
+
+def _last(job: _Job) -> list[Record]:
+    return list(job.attempts.values())[-1]
 
 
 def _start(attempt: Sequence[Record]) -> Event:
@@ -139,12 +146,12 @@ def _died(job: _Job) -> bool:
     """Whether a job just ends: without a word of its driver, or, where it had none, of its last attempt."""
     if job.driver is not None:
         return all(event.name != ENDED for event in job.events)
-    return not any(isinstance(record, Event) and record.name == CLOSED for record in job.attempts[-1])
+    return not any(isinstance(record, Event) and record.name == CLOSED for record in _last(job))
 
 
 def _job_died(job: _Job, following: _Job) -> Incident:
     """The incident between the last attempt of a job that died and the first of the next."""
-    before, start = job.attempts[-1], _start(following.attempts[0])
+    before, start = _last(job), _start(next(iter(following.attempts.values())))
     reached = max((record.step for record in before if isinstance(record, Metrics)), default=start.step)
     seconds = round(start.time_s - before[-1].time_s, 2)
     cause = JOB_DIED if job.driver is None else DRIVER_LOST

@@ -28,6 +28,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.disk import flush
+
 logger = logging.getLogger(__name__)
 
 FOLDER = "journal"
@@ -102,6 +104,7 @@ class Journal:
         self.path = folder / f"{last + 1:04d}-{attempt}.jsonl"
         # Unbuffered: what a full disk refused must not be tried again when the file is closed.
         self._file = self.path.open("xb", buffering=0)
+        flush(folder)  # a name that a power cut takes back takes all lines with it
         self._lock = threading.Lock()
 
     def append(self, record: Record) -> None:

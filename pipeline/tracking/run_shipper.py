@@ -42,6 +42,7 @@ class RunShipper:
         ] = ()  # there when last asked: for the line on what is pending
         self._first_sample_step: int | None = None  # of this job's first system sample, for all of its time
         self._queue: list[tuple[Path, str]] = []
+        self._uploaded: list[tuple[Path, str]] = []
         self._status: Status | None = None
         self._lock = threading.Lock()
 
@@ -112,8 +113,10 @@ class RunShipper:
     def ship(self, store: MlflowStore) -> None:
         """One turn: everything that is due and not there yet; raises whatever MLflow raises."""
         status = self._status  # read once: what arrives during this turn waits for the next
-        if self.run_id is None:
-            self.run_id, self.experiment_id = store.open_run(self._description)
+        if self._shipment is None or self.run_id is None:
+            # After a failure too: a person may have deleted the run, or the server its database.
+            self._open(store)
+        assert self.run_id is not None
         self._describe(store, self.run_id)
         if self._shipment is None:
             self._shipment = Shipment(store, self.run_id, self.run_dir)
@@ -134,6 +137,20 @@ class RunShipper:
         self._ship_artifacts(store, self.run_id)
         if status is not None:
             self._end(store, self.run_id, status)
+
+    def _open(self, store: MlflowStore) -> None:
+        """Make sure of the run; a new one is sent all that the one before was."""
+        before = self.run_id
+        self.run_id, self.experiment_id = store.open_run(self._description)
+        if before in (None, self.run_id):
+            return
+        logger.warning(
+            "[event] MLflow has no run %s any more: all goes to a new one, %s", before, self.run_id
+        )
+        with self._lock:
+            self._described = False
+            self._queue[:0] = self._uploaded
+            self._uploaded.clear()
 
     def _end(self, store: MlflowStore, run_id: str, status: Status) -> None:
         journal = self.run_dir / FOLDER
@@ -166,4 +183,6 @@ class RunShipper:
             if path.exists():
                 store.send_file(run_id, path, folder)
             with self._lock:
-                self._queue.pop(0)
+                sent = self._queue.pop(0)
+                if sent not in self._uploaded:
+                    self._uploaded.append(sent)

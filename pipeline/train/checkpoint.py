@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.disk import file_sha256
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, WorldStateError
 from pipeline.train.model_card import MODEL_CARD, ModelCard, read_card
 from pipeline.train.signed_json import read_signed
 
@@ -121,13 +121,22 @@ def step_of(folder: Path) -> int:
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest checkpoint that verifies; damaged ones are walked past with a warning."""
-    return _first_whole(list_committed(run_dir))
+    """The newest checkpoint that verifies; damaged ones are walked past with a warning.
+
+    Raises WorldStateError where none is left and storage refused to read one, which says nothing of it.
+    """
+    whole, refused = _first_whole(list_committed(run_dir))
+    if whole is None and refused is not None:
+        raise WorldStateError(
+            f"no checkpoint of {run_dir} can be read ({refused}); type the same again once it can, or rename "
+            "its folder checkpoints to begin at step 0"
+        ) from refused
+    return whole
 
 
 def best_checkpoint(run_dir: Path) -> Path | None:
     """The whole checkpoint whose own weights scored best in validation (a tie keeps the earlier one)."""
-    return _first_whole(by_score(list_committed(run_dir)))
+    return _first_whole(by_score(list_committed(run_dir)))[0]
 
 
 def by_score(folders: list[Path]) -> list[Path]:
@@ -171,15 +180,19 @@ def verify(folder: Path) -> None:
             raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
 
 
-def _first_whole(folders: list[Path]) -> Path | None:
+def _first_whole(folders: list[Path]) -> tuple[Path | None, CheckpointError | None]:
+    """The first that verifies, and why one before it may be whole too, as far as anybody could see."""
+    refused: CheckpointError | None = None
     for folder in folders:
         try:
             read_checkpoint(folder)
         except CheckpointError as error:
             logger.warning("[event] %s; going back to the checkpoint before it", error)
+            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+                refused = error
             continue
-        return folder
-    return None
+        return folder, refused
+    return None, refused
 
 
 def _is_file(name: str, file: object) -> bool:

@@ -64,6 +64,7 @@ class CheckpointFolder:
         if self.path.exists():
             shutil.rmtree(self.path)  # a write of this very attempt that failed
         self.path.mkdir(parents=True)
+        flush(self.path.parent.parent)  # where the first checkpoint of a run has made the folder of all
         for name, pieces in content.tensors.items():
             self.put(name, pieces)
         self.put(MODEL_CARD, [_json(content.card.to_dict())])

@@ -8,7 +8,7 @@ Everything runs in float32, so `evaluate.py` on the written model gives the same
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 
@@ -30,6 +30,10 @@ from pipeline.world import World
 
 PICTURE_WIDTH_PX = 512
 """Widest panel of a recorded picture."""
+
+
+class EvaluationStopped(Exception):  # noqa: N818 - a stop that was asked for, not a fault
+    """A rank was asked to stop before everything was evaluated, so there is no score."""
 
 
 @torch.inference_mode()
@@ -69,26 +73,30 @@ def evaluate(
     dataset: ShardDataset,
     input_size: tuple[int, int],
     world: World,
-    device: torch.device,
     *,
     batch_size: int = 1,
     loader_workers: int = 0,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> tuple[NDArray[np.int64], Scores]:
     """Confusion matrix (K, K) and scores over the whole split, the same on every rank. A collective.
 
     Pictures are brought to `input_size` (height, width), predictions to each label's own size. Raises
     ShardError where the ranks together did not see every image once, and on all ranks what stopped one of
-    them. The model is left in the mode (train or eval) that it came in.
+    them, EvaluationStopped where that was asked for. The model is left in the mode (train or eval) that it
+    came in.
     """
+    device = model.mean_3.device
     num_classes = dataset.classes.num_classes
     loader = EvalLoader(dataset, *input_size, world, loader_workers, group=batch_size)
     was_training = model.training
     model.eval()
     confusion_KK = np.zeros((num_classes, num_classes), np.int64)
-    num_images = 0
+    num_images, stopped = 0, False
     problem: PipelineError | None = None
     try:
         for samples in _chunks(loader, batch_size):
+            if stopped := stop_requested():
+                break
             masks = predict_masks(
                 model, [s.image_HW3 for s in samples], [_size(s.label_HW) for s in samples], device
             )
@@ -99,8 +107,10 @@ def evaluate(
         problem = error
     model.train(was_training)
     raise_together(problem, world)
-    counts = torch.from_numpy(np.append(confusion_KK.ravel(), num_images)).to(device)
-    *flat, num_images = all_reduce_sum(counts, world).tolist()
+    counts = torch.from_numpy(np.append(confusion_KK.ravel(), [num_images, stopped])).to(device)
+    *flat, num_images, num_stopped = all_reduce_sum(counts, world).tolist()
+    if num_stopped:
+        raise EvaluationStopped
     if num_images != len(dataset):
         raise ShardError(f"evaluation saw {num_images} images, the split has {len(dataset)}")
     confusion_KK = np.array(flat, np.int64).reshape(confusion_KK.shape)

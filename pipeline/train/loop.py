@@ -20,7 +20,7 @@ from pipeline.errors import NonFiniteLossError, PipelineError
 from pipeline.train import metrics
 from pipeline.train.checkpoint import Score
 from pipeline.train.context import RunContext
-from pipeline.train.evaluate import evaluate, scene_pictures
+from pipeline.train.evaluate import EvaluationStopped, evaluate, scene_pictures
 from pipeline.train.metrics import Scores
 from pipeline.train.profile import StepProfiler
 from pipeline.train.reduce import broadcast_buffers, raise_together
@@ -65,7 +65,7 @@ def fit(config: Config, shards: str, run_dir: Path, context: RunContext) -> FitR
         stopping = False
     with closing(run.saver), closing(run.loader.batches(state.position)) as batches:
         if _evaluation_due(run):  # the one that an earlier attempt could not finish
-            _evaluate_and_keep(run, stall_s=None)
+            stopping = not _evaluate_and_keep(run, stall_s=None)
         while state.step < total and not stopping:
             with context.phase("data"):
                 begin_s = time.perf_counter()
@@ -94,12 +94,12 @@ def fit(config: Config, shards: str, run_dir: Path, context: RunContext) -> FitR
                 _record(run, shown=point_due)
             # Before the evaluation, which takes long and must not cost these steps if it is cut off.
             stall_s = _save(run) if checkpoint_due or stopping else None
-            if evaluate_due:
-                _evaluate_and_keep(run, stall_s)
+            if evaluate_due and not stopping:  # else the next attempt begins with it
+                stopping = not _evaluate_and_keep(run, stall_s)
         with context.phase("finish"):
             profiler.close()
             raise_together(run.saver.finish(), context.world)
-    stopped = state.step < total
+    stopped = state.step < total or _evaluation_due(run)
     if stopped:
         context.event("stop", state.step)
     return FitResult(
@@ -163,20 +163,25 @@ def _save(run: Run, score: Score | None = None) -> float:
     return stall_s
 
 
-def _evaluate_and_keep(run: Run, stall_s: float | None) -> None:
+def _evaluate_and_keep(run: Run, stall_s: float | None) -> bool:
     """Score the weights as they are; the score goes to their checkpoint, which the best so far always get.
 
-    Weights that cannot be scored, as a picture is damaged or a store is out of reach, are kept too: the
-    next attempt begins with their evaluation. `stall_s` is what saving them cost, where they were saved.
+    False where a stop was asked for meanwhile: an evaluation may take longer than whoever asked waits.
+    Weights that were not scored then, or cannot be, as a picture is damaged or a store is out of reach, are
+    kept too: the next attempt begins with their evaluation. `stall_s` is what saving them cost, where they
+    were saved.
     """
     begin_s, step = time.perf_counter(), run.state.step
     try:
         with run.context.phase("evaluate"):
             result = _evaluate(run)
             improved = run.state.note_score(result.miou, result.pixel_accuracy)
-    except PipelineError:  # raised by all ranks alike
+    except (PipelineError, EvaluationStopped) as error:  # raised by all ranks alike
+        run.progress.paused(time.perf_counter() - begin_s)
         if not run.saver.holds(step):
             _save(run)
+        if isinstance(error, EvaluationStopped):
+            return False
         raise
     run.progress.paused(time.perf_counter() - begin_s)
     score = Score(result.miou, result.pixel_accuracy)
@@ -185,6 +190,7 @@ def _evaluate_and_keep(run: Run, stall_s: float | None) -> None:
     elif improved:
         stall_s = _save(run, score)
     run.progress.val_line(run.state, result, run.validation.classes.names, stall_s)
+    return True
 
 
 def _evaluate(run: Run) -> Scores:
@@ -194,8 +200,8 @@ def _evaluate(run: Run) -> Scores:
     size = data.input_height, data.input_width
     broadcast_buffers(model, context.world)
     confusion_KK, result = evaluate(
-        model, run.validation, size, context.world, run.device,
-        batch_size=run.config.train.eval_batch_per_rank, loader_workers=data.loader_workers,
+        model, run.validation, size, context.world, batch_size=run.config.train.eval_batch_per_rank,
+        loader_workers=data.loader_workers, stop_requested=context.stop_requested,
     )  # fmt: skip
     scored = {name: iou for name, iou in zip(classes.names, result.iou, strict=True) if iou is not None}
     values = {metrics.VAL_MIOU: result.miou, metrics.VAL_PIXEL_ACCURACY: result.pixel_accuracy}

@@ -47,6 +47,10 @@ class Progress:
             run, data, model_name(self._config.model), num_parameters / 1e6, self._world.size, device,
             self._config.train.seed, resumed, tracking or "off",
         )  # fmt: skip
+        if self._start_step >= self._config.train.steps:
+            logger.info(
+                "[event] run=%s has done all of its %d steps: nothing to train", run, self._start_step
+            )
 
     def waited(self, seconds: float) -> None:
         """Note time spent on waiting for data."""

@@ -32,8 +32,7 @@ from pipeline.train.model_card import ModelCard
 from pipeline.train.optim import Ema, build_optimizer, optimizer_tensors, restore_optimizer
 from pipeline.train.pretrained import start_from_weights
 from pipeline.train.progress import Progress
-from pipeline.train.reduce import broadcast_object
-from pipeline.train.retention import remove_uncommitted, set_aside_newer
+from pipeline.train.retention import newest_for_all
 from pipeline.train.saver import Saver
 from pipeline.train.shard_batch_norm import take_shard_statistics
 from pipeline.train.skipped import SkippedSteps
@@ -103,7 +102,7 @@ def assemble(config: Config, shards: str, run_dir: Path, context: RunContext) ->
         averaged = _build_model(config, training.classes.num_classes, world, device)
         ema = Ema(model, averaged, config.train.ema_decay)
     optimizer = build_optimizer(config.optim, model)
-    folder = _newest_for_all(run_dir, world)
+    folder = newest_for_all(run_dir, world)
     state = _restore(config, folder, world, model, ema, optimizer, loader)
     skipped = SkippedSteps(config, context)
     if skipped.too_many(state):  # and run again as it was
@@ -153,16 +152,6 @@ def _build_model(config: Config, num_classes: int, world: World, device: torch.d
         synchronize_batch_norm(model, device, fixed_order=mode == "exact")
     channels_last(model)
     return model.to(device)
-
-
-def _newest_for_all(run_dir: Path, world: World) -> Path | None:
-    """The newest whole checkpoint, which rank 0 chooses for all; it clears away what is not whole."""
-    folder = None
-    if world.is_main:
-        remove_uncommitted(run_dir)
-        folder = checkpoint.newest_checkpoint(run_dir)
-        set_aside_newer(run_dir, folder)
-    return broadcast_object(folder, world)
 
 
 def _restore(

@@ -16,21 +16,26 @@ from tests.chaos.points import (
     EXACT_WORLD,
     STEPS,
     VIRTUAL_SHARDS,
+    WORLDS,
     Point,
 )
 from tests.chaos.rank import Orders
-from tests.conftest import TRAIN_IMAGES, VAL_IMAGES, write_scene
+from tests.conftest import TRAIN_IMAGES, write_scene
 
 RUN_NAME = "run"
 MACHINE = "machine"
 """In the folder of a point that is kept in an object store: the disk of the machine that trains."""
+EVALUATION_BATCH = 2
+EVALUATED_IMAGES = max(WORLDS) * EVALUATION_BATCH
+"""A batch for every rank of the largest world: one without has no layer of it to be killed at."""
 SETTINGS = {
     "data.input_height": 48, "data.input_width": 64, "data.crop_height": 32, "data.crop_width": 32,
     "model.backbone.depth": 10, "model.backbone.base_width": 8, "model.head.dim": 16,
     "model.head.dropout": 0.3, "optim.lr": 0.01, "optim.clip_norm": 1.0, "optim.warmup_steps": 2,
     "train.steps": STEPS, "train.batch_global": BATCH, "train.ema_decay": 0.9, "train.precision": "float32",
     "train.pictures": 1, "train.evaluate_every": EVALUATE_EVERY, "train.checkpoint_every": CHECKPOINT_EVERY,
-    "train.keep_last": 1, "train.metrics_every": 1, "train.eval_batch_per_rank": 2, "launch.use_gpu": "no",
+    "train.keep_last": 1, "train.metrics_every": 1, "train.eval_batch_per_rank": EVALUATION_BATCH,
+    "launch.use_gpu": "no",
 }  # fmt: skip
 """The network that ships, with BatchNorm, dropout, augmentation, averaged weights and class centers."""
 MODES = {
@@ -50,7 +55,7 @@ def typed(point: Point, shards: str, runs: str, name: str = RUN_NAME) -> list[st
 def make_shards(folder: Path) -> str:
     """The data of all points, drawn and packed once a folder."""
     if not (folder / "shards" / "manifest.json").exists():
-        for split, count in (("train", TRAIN_IMAGES), ("val", VAL_IMAGES)):
+        for split, count in (("train", TRAIN_IMAGES), ("val", EVALUATED_IMAGES)):
             for index in range(count):
                 write_scene(folder / "tree", split, index)
         pack_cityscapes(str(folder / "tree"), str(folder / "shards"), ("train", "val"), samples_per_shard=4)

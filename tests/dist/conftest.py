@@ -1,4 +1,4 @@
-"""A tiny packed data set and a private Ray head, each made once for all tests that need them."""
+"""Tiny packed data sets and a private Ray head, each made once for all tests that need them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ import cv2
 import numpy as np
 import pytest
 
+from pipeline.config import StoreConfig
 from pipeline.data.packing.pack import pack_cityscapes
 from pipeline.launch.local_cluster import LocalCluster
 from tests.dist.ray_processes import titled
+from tests.dist.remote_city import pack_served
+from tests.rclone_server import serving
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {7: (90, 90, 90), 23: (200, 160, 90), 11: (60, 60, 120), 26: (10, 10, 200)}
@@ -154,3 +157,30 @@ def start_job(
             while any(titled(ray_head, words) for words in ("RayTrainWorker", "TrainController")):
                 assert time.monotonic() < give_up_s, "Ray keeps the processes of a job that was killed"
                 time.sleep(0.2)
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose bucket `bucket` holds 156 training shards of two samples."""
+    folder = tmp_path_factory.mktemp("served")
+    pack_served(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def local(served: Path) -> str:
+    """Where these shards lie on this disk."""
+    return str(served / "bucket" / "city")
+
+
+@pytest.fixture(scope="module")
+def s3(served: Path) -> Iterator[str]:
+    """The place of a server that has them at s3://bucket/city."""
+    with serving("s3", served) as address:
+        yield address
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StoreConfig:
+    """An empty cache, and a short look ahead."""
+    return StoreConfig(cache_dir=str(tmp_path / "cache"), timeout_s=3.0, lookahead=16)

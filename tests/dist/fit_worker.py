@@ -34,13 +34,13 @@ class NotingContext:
 
     @contextmanager
     def phase(self, name):
+        self.steps_begun += name == "step"
         yield
 
     def mark(self, point, step):
         pass
 
     def stop_requested(self) -> bool:
-        self.steps_begun += 1
         return self._stop_step is not None and self.steps_begun >= self._stop_step
 
     def metrics(self, step, values):

@@ -98,7 +98,7 @@ def run_cases(world: World, folder: Path, cases: dict, shards: str) -> None:
     torch.manual_seed(11)
     untrained = build_segmenter(ModelConfig(BackboneConfig(depth=18, base_width=8), HeadConfig(dim=8)), 19)
     validation = ShardDataset.open(shards, "val")
-    confusion, _ = evaluate(untrained, validation, (48, 64), world, torch.device("cpu"), batch_size=2)
+    confusion, _ = evaluate(untrained, validation, (48, 64), world, batch_size=2)
     results["evaluation"] = {"confusion": torch.from_numpy(confusion)}
     if world.is_main:
         torch.save(results, folder / f"world{world.size}.pt")

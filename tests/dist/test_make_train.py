@@ -17,7 +17,9 @@ import psutil
 import pytest
 
 from pipeline.launch.job import read_result
-from pipeline.tracking.journal import Event, Metrics, read_journal
+from pipeline.tracking.incidents import read_account
+from pipeline.tracking.journal import Event, Metrics, read_attempts, read_journal
+from pipeline.train.checkpoint import newest_checkpoint, step_of
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,18 +115,6 @@ def test_tree_to_registered_model_and_the_printed_predict_command(
     assert list((tmp_path / "runs" / "predictions").glob("*.png"))
 
 
-def test_ctrl_c_checkpoints_and_leaves_no_process(make_train, city_tree, tiny, tmp_path: Path) -> None:
-    run = make_train(city_tree, *tiny, "--train.steps", "100000", "--name", "stopped")
-    run.wait_for(lambda: "[train] step " in run.text)
-    processes = started_by(run.process.pid)
-    os.killpg(run.process.pid, signal.SIGINT)
-    result = run.result()
-    assert (result["exit_code"], result["status"]) == (75, "preempted"), run.text
-    assert list((tmp_path / "runs" / "stopped" / "checkpoints").glob("*/COMMIT.json"))
-    assert "--name stopped" in run.text
-    assert not still_alive(processes)
-
-
 def the_driver(run: MakeTrain) -> psutil.Process:
     """The process of the submitted job, which runs the job's file itself and is no worker of Ray."""
     found = [p for p in started_by(run.process.pid) if "jobs/train_cityscapes.py" in p.cmdline()]
@@ -136,39 +126,79 @@ def the_head(run: MakeTrain) -> psutil.Process:
     return next(p for p in started_by(run.process.pid) if p.name() == "gcs_server")
 
 
-def test_killed_driver_and_killed_head_are_noticed_and_training_goes_on_from_its_newest_checkpoint(
+def causes_by_driver(run_dir: Path) -> list[list[str]]:
+    """What the account must have of each driver but the last: failures that it noted, and its own loss.
+
+    A driver whose head is gone may be quick enough to note that a rank is lost; it is lost if it never ended.
+    """
+    found = []
+    for name, records in read_attempts(run_dir):
+        if name.startswith("driver-"):
+            noted = [record for record in records if isinstance(record, Event)]
+            causes = [str(event.fields["lost"]) for event in noted if event.name == "failure"]
+            found.append(causes + ["driver lost"] * (noted == [] or noted[-1].name != "job ended"))
+    return found[:-1]
+
+
+def test_killed_driver_and_killed_head_are_noticed_and_ctrl_c_checkpoints_and_leaves_no_process(
     make_train, city_tree, tiny, tmp_path: Path
 ) -> None:
-    lasting = ["--train.steps", "600", "--train.checkpoint_every", "20", "--register", ""]
-    lasting += ["--train.evaluate_every", "1000"]
-    run = make_train(city_tree, *tiny, *lasting, "--name", "killed")
+    lasting = ["--train.steps", "100000", "--train.checkpoint_every", "20", "--register", ""]
+    run = make_train(city_tree, *tiny, *lasting, "--train.evaluate_every", "100000", "--name", "killed")
     run_dir = tmp_path / "runs" / "killed"
 
-    def commits_since_the_start(number: int) -> int:
-        records = [r for r in read_journal(run_dir) if isinstance(r, Event)]
-        starts = [place for place, r in enumerate(records) if r.name == "start"]
-        return sum(r.name == "commit" for r in records[starts[number] :]) if len(starts) == number + 1 else 0
+    def starts() -> list[Event]:
+        return [r for r in read_journal(run_dir) if isinstance(r, Event) and r.name == "start"]
 
-    for number, victim in enumerate((the_driver, the_head)):
-        run.wait_for(lambda number=number: commits_since_the_start(number) >= 2)
-        processes = started_by(run.process.pid)
-        victim(run).kill()
+    def wait_for_commits_since_start(number: int) -> None:
+        def has_two() -> bool:
+            records = [r for r in read_journal(run_dir) if isinstance(r, Event)]
+            places = [place for place, r in enumerate(records) if r.name == "start"]
+            return len(places) == number + 1 and sum(r.name == "commit" for r in records[places[-1] :]) >= 2
+
+        run.wait_for(has_two)
+
+    wait_for_commits_since_start(0)
+    assert read_account(run_dir).incidents == ()
+    processes = started_by(run.process.pid)
+    the_driver(run).kill()
+
+    wait_for_commits_since_start(1)
+    (lost_driver,) = read_account(run_dir).incidents
+    assert (lost_driver.cause, lost_driver.phase, lost_driver.step) == ("driver lost", None, starts()[1].step)
+    assert lost_driver.recover_s is not None
+    processes += started_by(run.process.pid)
+    the_head(run).kill()
+
+    wait_for_commits_since_start(2)
+    first, *others = read_account(run_dir).incidents
+    assert first == lost_driver
+    of_driver, of_head = causes_by_driver(run_dir)
+    assert of_driver == ["driver lost"]
+    assert [incident.cause for incident in others] == of_head
+    assert of_head, "the loss of the head is told, by whoever noticed it"
+    told = [(event.step, event.fields["position"]) for event in starts()]
+    assert told[0] == (0, 0)
+    assert 20 <= told[1][0] < told[2][0], "from a checkpoint: the newest due, or that of ranks told to go"
+    assert all(position == 4 * step for step, position in told)
+
+    processes += started_by(run.process.pid)
+    os.killpg(run.process.pid, signal.SIGINT)
     result = run.result()
-    assert (result["exit_code"], result["status"], result["step"]) == (0, "ok", 600), run.text
-    causes = [incident["cause"] for incident in result["incidents"]]
-    assert causes.count("driver lost") >= 1, "with its head it may note why itself"
+    assert (result["exit_code"], result["status"]) == (75, "preempted"), run.text
+    assert "--name killed" in run.text
+    assert not still_alive(processes)
+    newest = newest_checkpoint(run_dir)
+    assert newest is not None
+    assert step_of(newest) == result["step"] > told[2][0] + 20
+    assert [incident["cause"] for incident in result["incidents"]] == ["driver lost", *of_head]
     again = [line for line in run.text.splitlines() if "submitted again" in line]
     assert len(again) == 2, run.text
     for event, words in zip(again, ("driver died", "head ended"), strict=True):
         assert words in event
         assert re.search(r"on after \d+\.\ds$", event)
-    assert not still_alive(processes)
-    records = read_journal(run_dir)
-    first, second, third = [r for r in records if isinstance(r, Event) and r.name == "start"]
-    assert first.step == 0
-    assert 20 <= second.step < third.step, "from a checkpoint: the newest due, or that of ranks told to go"
-    curve = [r.step for r in records if isinstance(r, Metrics) and "train/loss" in r.values]
-    assert curve == list(range(2, 601, 2)), "each point of the curve once, none missing"
+    curve = [r.step for r in read_journal(run_dir) if isinstance(r, Metrics) and "train/loss" in r.values]
+    assert curve == list(range(2, result["step"] + 1, 2)), "each point of the curve once, none missing"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Shards on a real S3 server behind a network that fails on purpose: local pixels, or one line."""
+"""Shards on a real S3 server, brought to the node's disk: whole, once, kept while they are sound."""
 
 import hashlib
 import json
@@ -8,145 +8,22 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
-from pipeline.config import DataConfig, StoreConfig
+from pipeline.config import StoreConfig
 from pipeline.data.dataset import ShardDataset
-from pipeline.data.loader import TrainLoader
-from pipeline.data.packing.pack import pack_cityscapes
 from pipeline.data.staging import Staged, stage_shards
 from pipeline.errors import WorldStateError
 from pipeline.launch.job import run_job
 from pipeline.launch.train_job import FIELDS, train
-from pipeline.world import World
+from tests.dist.remote_city import S3, VAL, partials, shards_here, use
 from tests.faulty_proxy import FaultyProxy
 from tests.rclone_server import s3_environment, serving
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAIN, VAL, A_SHARD = 312, 4, 2
-S3 = "s3://bucket/city"
-
-
-def draw(root: Path, split: str, number: int) -> None:
-    random = np.random.default_rng([number, len(split)])
-    for kind, suffix, picture in (
-        ("leftImg8bit", "leftImg8bit", random.integers(0, 256, (48, 64, 3), np.uint8)),
-        ("gtFine", "gtFine_labelIds", np.kron(random.choice([7, 11, 23, 26], (3, 4)), np.ones((16, 16)))),
-    ):
-        path = root / kind / split / "tiny" / f"tiny_{number:06d}_000019_{suffix}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        assert cv2.imwrite(str(path), picture.astype(np.uint8))
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory) -> Path:
-    """A folder whose bucket `bucket` holds 156 training shards of two samples."""
-    folder = tmp_path_factory.mktemp("served")
-    for split, count in (("train", TRAIN), ("val", VAL)):
-        for number in range(count):
-            draw(folder / "tree", split, number)
-    pack_cityscapes(str(folder / "tree"), str(folder / "bucket" / "city"), samples_per_shard=A_SHARD)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def local(served) -> str:
-    return str(served / "bucket" / "city")
-
-
-@pytest.fixture(scope="module")
-def s3(served) -> Iterator[str]:
-    with serving("s3", served) as address:
-        yield address
-
-
-@pytest.fixture
-def store(tmp_path) -> StoreConfig:
-    return StoreConfig(cache_dir=str(tmp_path / "cache"), timeout_s=3.0, lookahead=16)
-
-
-def use(monkeypatch, proxy: FaultyProxy, **changes: str) -> None:
-    for name, value in s3_environment(proxy.url, **changes).items():
-        monkeypatch.setenv(name, value)
-
-
-def epoch(root: str, store: StoreConfig, workers: int) -> dict[int, tuple[str, bytes, bytes]]:
-    """Every position of an epoch: key, image and label bytes."""
-    config = DataConfig(
-        input_height=48, input_width=64, crop_height=32, crop_width=48, streams=8, block=16,
-        loader_workers=workers, store=store,
-    )  # fmt: skip
-    batches = TrainLoader(ShardDataset.open(root, "train", store), config, 3, World(), 6).batches(0)
-    got = {}
-    for _ in range(TRAIN // 6):
-        batch = next(batches)
-        for position, key, image, label in zip(
-            batch.positions, batch.keys, batch.image_BHW3, batch.label_BHW, strict=True
-        ):
-            got[position] = (key, image.tobytes(), label.tobytes())
-    batches.close()
-    return got
-
-
-def files_here(store: StoreConfig) -> list[Path]:
-    """Shards and their indexes."""
-    return [
-        path for path in Path(store.cache_dir).glob("ccs-shards-*/shards/*/*/*") if path.suffix != ".part"
-    ]
-
-
-def shards_here(store: StoreConfig) -> list[Path]:
-    return [path for path in files_here(store) if path.read_bytes()[:1] != b"{"]
-
-
-def all_sound(shards: list[Path]) -> bool:
-    """Whether what is in use is what its name says. What is on its way when a process ends is not in use."""
-    return all(hashlib.sha256(path.read_bytes()).hexdigest() == path.name for path in shards)
-
-
-def partials(store: StoreConfig) -> list[Path]:
-    return list(Path(store.cache_dir).glob("ccs-shards-*/shards/*/*/*.part"))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_over_a_failing_network_has_the_pixels_of_local_shards(
-    workers, s3, local, store, monkeypatch
-):
-    expected = epoch(local, store, 0)
-    with FaultyProxy(s3, faults=True, seed=workers).running() as proxy:
-        use(monkeypatch, proxy)
-        assert epoch(S3, store, workers) == expected
-        faults, requests = proxy.faults(), [(seen.method, seen.path, seen.range) for seen in proxy.seen]
-    assert len(expected) == TRAIN
-    assert len({key for key, _, _ in expected.values()}) == TRAIN, "each sample once"
-    assert len(requests) >= 300
-    assert min(faults["error"], faults["reset"], faults["stall"]) >= 3, faults
-    # The manifest twice, an index and a download a shard, two members a sample; again, or for the rest of a
-    # range, only after a fault or an unusual wait, and a slow machine has many of these.
-    assert len(set(requests)) <= (2 + 2 * TRAIN // A_SHARD + 2 * TRAIN) * 1.25
-    assert len(requests) - sum(faults.values()) <= 2 * len(set(requests))
-    assert all_sound(shards_here(store))
-
-
-def test_ranged_reads_alone_give_the_pixels_of_local_shards_over_plain_http(served, local, store):
-    with serving("http", served) as upstream, FaultyProxy(upstream, faults=True).running() as proxy:
-        remote = ShardDataset.open(f"{proxy.url}/bucket/city", "train", store)
-        remote.preflight()
-        for index, expected in enumerate(map(ShardDataset.open(local, "train").sample_at, range(TRAIN))):
-            got = remote.sample_at(index)
-            assert got.key == expected.key
-            assert np.array_equal(got.image_HW3, expected.image_HW3)
-            assert np.array_equal(got.label_HW, expected.label_HW)
-        assert len(proxy.seen) >= 300
-        assert min(proxy.faults().values()) >= 3
-    assert shards_here(store) == [], "nothing was announced, so nothing was downloaded"
-
-
 STAGE = """
 import sys
 from pipeline.config import StoreConfig

@@ -103,6 +103,26 @@ def test_settings_that_only_ray_or_mlflow_would_obey_are_refused(
     assert line.count("\n") == 1
 
 
+def test_rerun_of_a_finished_run_is_a_no_op_that_says_so_and_more_steps_are_refused_with_what_can_be_typed(
+    shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert torchrun.main(words(shards, tmp_path)) == 0
+    finished = newest_checkpoint(tmp_path / "x")
+    (tmp_path / "x" / "result.json").write_text('{"step": 4}')  # as the train job leaves it
+    assert "nothing to train" not in capsys.readouterr().out
+    assert torchrun.main(words(shards, tmp_path)) == 0
+    assert "run=x has done all of its 4 steps: nothing to train" in capsys.readouterr().out
+    assert newest_checkpoint(tmp_path / "x") == finished
+    assert torchrun.main(words(shards, tmp_path, train__steps=8)) == 3
+    line = capsys.readouterr().err
+    assert "run x was finished with 4 steps: this command extends none, so type" in line
+    assert "jobs/train_cityscapes.py with --extend to go on to 8, --train.steps 4 to see" in line
+    assert line.count("\n") == 1
+    with pytest.raises(SystemExit):
+        torchrun.main(["--help"])
+    assert "--extend" not in capsys.readouterr().out, "else this refusal should name it"
+
+
 @pytest.mark.parametrize(("bytes_a_file", "refused"), [(0, "lease"), (300, "config.json")])
 def test_a_disk_that_takes_no_lease_or_no_config_is_one_line_of_rank_0_and_leaves_nothing(
     bytes_a_file: int, refused: str, shards: str, tmp_path: Path

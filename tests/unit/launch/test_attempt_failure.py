@@ -7,6 +7,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from pipeline.errors import PipelineError, ShardError
 from pipeline.launch.attempt_failure import LostError, give_up, lost_by, raise_if_it_would_repeat
+from pipeline.launch.rank_watch import SeenOfAttempt
 from pipeline.launch.stall import Stall
 
 GONE = WorkerHealthCheckFailedError("poll failed", failure=RuntimeError())
@@ -15,7 +16,7 @@ HUNG = Stall((1,), "step", 5.25, silent=True)
 
 def lost(failures: dict[int, Exception] | Exception, hung: Stall | None = None) -> LostError:
     error = WorkerGroupError("failed", failures) if isinstance(failures, dict) else failures
-    found = lost_by(error, hung, {0: "step", 1: "data"})
+    found = lost_by(error, hung, SeenOfAttempt({0: "step", 1: "data"}))
     found.__cause__ = error
     return found
 

@@ -57,7 +57,7 @@ def test_a_number_that_was_handed_out_is_on_the_disk_and_is_not_handed_out_again
     synced: list[Path] = []
     monkeypatch.setattr(fence, "flush", synced.append)
     begin_attempt(tmp_path)
-    assert synced == [tmp_path / "attempts"]
+    assert synced == [tmp_path / "attempts", tmp_path, tmp_path.parent]
     monkeypatch.setattr(fence, "newest_token", lambda run_dir: 0)  # seen a moment too early
     assert token_of(begin_attempt(tmp_path)) == 2
 

@@ -12,8 +12,8 @@ import pytest
 
 from pipeline.config import DeadlineConfig
 from pipeline.launch import rank_watch
-from pipeline.launch.pulse import FILE_BYTES, Place, Pulse, beat_file, read_beat
-from pipeline.launch.rank_watch import RankWatch, _end_processes
+from pipeline.launch.pulse import FILE_BYTES, Beat, Doing, Place, Pulse, beat_file, read_beat, write_beat
+from pipeline.launch.rank_watch import RankWatch, SeenOfAttempt, _end_processes
 from pipeline.launch.stall import Stall
 
 QUICK = DeadlineConfig(silence_s=1.5, start_s=20, data_s=30, step_s=3)
@@ -103,6 +103,32 @@ def test_driver_that_slept_has_seen_nobody_be_silent(tmp_path: Path, monkeypatch
     assert watch.look() is None
     now_s[0] += 1.0
     assert watch.look() is not None
+
+
+def test_what_was_seen_of_an_attempt_is_what_its_ranks_did_before_they_ended(
+    tmp_path: Path, monkeypatch
+) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(rank_watch.time, "monotonic", lambda: now_s[0])
+    watch = RankWatch(tmp_path, "a", 2, QUICK)
+    place = Place("node", 1, 0.0, "")
+
+    def look(at_s: float, *told: tuple[int, Doing]) -> SeenOfAttempt:
+        now_s[0] = at_s
+        for rank, (steps, doing) in enumerate(told):
+            path = beat_file(tmp_path, "a", rank)
+            path.touch()
+            write_beat(
+                path, Beat(place, ticks=int(10 * at_s), moves=int(10 * at_s), steps=steps, doing=doing)
+            )
+        assert watch.look() is None
+        return watch.seen()
+
+    assert look(0.5) == SeenOfAttempt({}, 0, 0.0)
+    assert look(1.0, (0, "start"), (0, "start")) == SeenOfAttempt({0: "start", 1: "start"}, 0, 0.0)
+    assert look(2.0, (1, "step"), (0, "data")) == SeenOfAttempt({0: "step", 1: "data"}, 0, 0.0)
+    assert look(3.0, (7, "step"), (7, "data")) == SeenOfAttempt({0: "step", 1: "data"}, 7, 1.0)
+    assert look(3.5, (8, "ended"), (8, "step")) == SeenOfAttempt({0: "step", 1: "step"}, 7, 1.5)
 
 
 def test_beat_is_overwritten_in_place_and_says_at_last_that_the_rank_ended(tmp_path: Path) -> None:

@@ -44,6 +44,32 @@ def test_restart_costs_its_time_and_the_steps_that_were_repeated(tmp_path: Path)
     assert account.line() == "1 incident: 8.0s down, 4 steps repeated, goodput 0.81"
 
 
+def test_steps_after_the_last_point_of_a_curve_are_lost_time_too(tmp_path: Path) -> None:
+    """A curve has a point every ten steps: what was done since then, up to the failure, is no gain."""
+    driver = Journal(tmp_path, "driver-abc")
+    first = Journal(tmp_path, "0001-abc")
+    first.append(Event("start", 0, {}, 1000.0))
+    for step in (10, 20):
+        first.append(Metrics(step, {"train/loss": 1.0}, 1000.0 + step))
+    driver.event(
+        "failure",
+        20,
+        lost="rank 1 lost",
+        phase="step",
+        stood_s=0.0,
+        reached=29,
+        attempt="0001-abc",
+        worked_s=29.5,
+    )
+    driver.event("restart", 20, lost="rank 1 lost", seconds=3.0, repeated=9)
+    attempt(tmp_path, "0002-abc", 5000.0, range(20, 52), closed=True)
+    driver.close()
+    first.close()
+    account = read_account(tmp_path)
+    assert account.incidents == (Incident(20, "rank 1 lost", "step", 3.0, 9),)
+    assert account.goodput == pytest.approx((20 + 32) / (29.5 + 32 + 3))
+
+
 def test_failure_after_which_training_never_began_is_an_incident_without_a_way_back(tmp_path: Path) -> None:
     driver = Journal(tmp_path, "driver-abc")
     attempt(tmp_path, "0001-abc", 1000.0, range(10))

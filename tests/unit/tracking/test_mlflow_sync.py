@@ -104,6 +104,36 @@ def test_a_killed_attempt_and_its_rerun_make_one_run_with_each_step_once(runs_di
     ]
 
 
+def test_a_run_that_is_deleted_while_it_is_filled_is_made_anew_with_all_that_it_had(runs_dir: Path) -> None:
+    """As with a server that begins again with an empty database: nobody has to start the job again for it."""
+    journal = Journal(runs_dir / "deleted", "a")
+    run = open_run(describe(runs_dir, "deleted"))
+    report = runs_dir / "deleted" / "report.html"
+    report.write_text("<p>hello")
+    run.add_artifact(report)
+    journal.event("start", 0)
+    journal.picture("val_pred/scene0", 1, np.zeros((8, 12, 3), np.uint8))
+    for step in (1, 2):
+        journal.metrics(step, {"train/loss": float(step)})
+        journal.event("commit", step)
+        until(lambda: len(history(run, "train/loss")) == step)  # noqa: B023 - called at once
+    first, client = run.run_id, MlflowClient(run.tracking_uri)
+    assert first is not None
+    until(lambda: any(file.path == "report.html" for file in client.list_artifacts(first)))
+    client.delete_run(first)
+    journal.metrics(3, {"train/loss": 3.0})
+    journal.event("commit", 3)
+    until(lambda: run.run_id != first)
+    assert run.finish("FINISHED", 60) is None
+    assert history(run, "train/loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    again = client.get_run(str(run.run_id))
+    assert (again.info.status, again.data.params["train.steps"]) == ("FINISHED", str(Config().train.steps))
+    assert {"images", "journal", "config.json", "report.html"} <= {
+        file.path for file in client.list_artifacts(str(run.run_id))
+    }
+    journal.close()
+
+
 def test_the_same_name_in_another_folder_is_another_run(runs_dir: Path) -> None:
     here = open_run(describe(runs_dir, "twin"))
     there = describe(runs_dir, "twin")

@@ -1,7 +1,9 @@
 """A checkpoint exists once COMMIT says so, and is exactly what was written."""
 
+import errno
 import json
 import logging
+import os
 import random
 import shutil
 
@@ -12,7 +14,7 @@ from safetensors.torch import load_file
 
 from pipeline.config import BackboneConfig, HeadConfig, ModelConfig, OptimConfig
 from pipeline.data.labels import CITYSCAPES
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, WorldStateError
 from pipeline.model.segmenter import build_segmenter
 from pipeline.train import checkpoint, retention
 from pipeline.train.checkpoint import Score
@@ -21,6 +23,7 @@ from pipeline.train.host_copy import TensorFile
 from pipeline.train.model_card import MODEL_CARD, ModelCard
 from pipeline.train.optim import build_optimizer, optimizer_tensors, restore_optimizer
 from pipeline.train.signed_json import read_signed, signed
+from pipeline.world import World
 from tests.checkpoints import write_checkpoint
 
 SMALL = ModelConfig(BackboneConfig(depth=18, base_width=8), HeadConfig(dim=8))
@@ -107,6 +110,57 @@ def test_a_checkpoint_with_any_file_cut_anywhere_is_walked_past_by_name(tmp_path
     assert checkpoint.newest_checkpoint(tmp_path) == older
     path.write_bytes(whole)
     assert checkpoint.newest_checkpoint(tmp_path) == newer
+
+
+def test_storage_that_refuses_every_checkpoint_begins_no_training_at_step_0(tmp_path, monkeypatch):
+    """A server that is away, or keys of another user, say nothing of what is in them."""
+    folders = [write(tmp_path, step) for step in (5, 6)]
+    refused, sha256 = set(folders), checkpoint.file_sha256
+
+    def read(path):
+        if path.parent in refused:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return sha256(path)
+
+    monkeypatch.setattr(checkpoint, "file_sha256", read)
+    with pytest.raises(
+        WorldStateError, match=r"no checkpoint of .* can be read .*Stale file handle.*; type"
+    ) as r:
+        retention.newest_for_all(tmp_path, World())
+    assert "\n" not in str(r.value)
+    assert sorted((tmp_path / "checkpoints").iterdir()) == folders, "none is set aside"
+    refused.remove(folders[0])
+    assert retention.newest_for_all(tmp_path, World()) == folders[0]
+    assert [path.name for path in (tmp_path / "checkpoints").glob("damaged-*")] == [
+        f"damaged-{folders[1].name}"
+    ]
+
+
+def test_an_unfinished_checkpoint_that_cannot_be_removed_holds_nobody_up(tmp_path, monkeypatch, caplog):
+    whole, unfinished = write(tmp_path, 5), write(tmp_path, 6)
+    (unfinished / checkpoint.COMMIT).unlink()
+    with monkeypatch.context() as patched:
+
+        def busy(path, *_, **__):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+
+        patched.setattr(retention.shutil, "rmtree", busy)
+        for _ in range(2):
+            assert retention.newest_for_all(tmp_path, World()) == whole
+    assert "is left for the next attempt to remove: Directory not empty" in caplog.text
+    assert retention.newest_for_all(tmp_path, World()) == whole
+    assert list((tmp_path / "checkpoints").iterdir()) == [whole]
+
+
+def test_storage_that_lets_nothing_be_tidied_is_one_clear_error(tmp_path, monkeypatch):
+    (write(tmp_path, 6) / checkpoint.COMMIT).unlink()
+
+    def refuse(path, target):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(type(tmp_path), "rename", refuse)
+    with pytest.raises(WorldStateError, match=r"cannot tidy .*checkpoints: Read-only file system \(.*step_"):
+        retention.newest_for_all(tmp_path, World())
 
 
 @pytest.mark.parametrize("name", [*FILES, checkpoint.COMMIT, checkpoint.SCORE])

@@ -45,7 +45,7 @@ class Alive(TorchDispatchMode):
 def test_the_full_size_logits_of_one_picture_at_most_are_held(shards):
     dataset = ShardDataset.open(shards, "val")
     with Alive(NUM_CLASSES * 48 * 64) as watched:
-        evaluate(network(), dataset, (48, 64), World(), CPU, batch_size=5)
+        evaluate(network(), dataset, (48, 64), World(), batch_size=5)
     assert watched.most == 1
 
 
@@ -70,11 +70,11 @@ def test_evaluation_takes_the_forward_of_a_module_that_was_compiled(shards):
     """A module in place of which another is called gives the scores of the weights alone."""
     dataset = ShardDataset.open(shards, "val")
     model = network()
-    expected, _ = evaluate(model, dataset, (48, 64), World(), CPU)
+    expected, _ = evaluate(model, dataset, (48, 64), World())
 
     def compiled(*_):
         raise AssertionError("evaluation called the compiled network")
 
     model._compiled_call_impl = compiled
-    found, _ = evaluate(model, dataset, (48, 64), World(), CPU)
+    found, _ = evaluate(model, dataset, (48, 64), World())
     assert np.array_equal(found, expected)

@@ -59,6 +59,27 @@ def test_a_stopped_and_resumed_run_ends_bit_for_bit_as_the_undisturbed_one(
     assert untimed(first.points | second.points) == untimed(whole.points)
 
 
+@pytest.mark.parametrize(("stop_step", "step"), [(2, 3), (3, 3), (5, 6), (6, 6)])
+def test_a_stop_waits_for_no_evaluation_and_the_next_attempt_begins_with_it(
+    stop_step, step, shards, tmp_path, surroundings
+):
+    """A picture of Cityscapes takes seconds on a CPU; who stops a job often kills it half a minute later."""
+    whole, first, second = surroundings(), surroundings("a", stop_step=stop_step), surroundings("b")
+    fit(config(), shards, tmp_path / "whole", whole)
+    stopped = fit(config(), shards, tmp_path / "parts", first)
+    assert (stopped.status, stopped.step) == ("preempted", step)
+    assert first.events[-2:] == [("commit", step), ("stop", step)], "no step is lost"
+    assert (metrics.VAL_MIOU, step) not in first.points
+    ended = fit(config(), shards, tmp_path / "parts", second)
+    assert (ended.status, ended.step) == ("ok", 6)
+    assert second.events[0] == ("start", step)
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+    assert untimed(first.points | second.points) == untimed(whole.points)
+    assert not untimed(first.points).keys() & untimed(second.points).keys(), "no point twice"
+    best = [checkpoint.best_checkpoint(tmp_path / name) for name in ("whole", "parts")]
+    assert len({checkpoint.step_of(folder) for folder in best}) == 1
+
+
 def test_an_extended_run_ends_bit_for_bit_as_the_repeat_of_its_recorded_config(
     shards, tmp_path, surroundings
 ):

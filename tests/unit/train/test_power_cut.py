@@ -42,8 +42,9 @@ def order(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
 def test_files_names_and_journal_are_on_the_disk_before_commit_and_commit_before_it_is_told(
     order: list[tuple[str, Path]], tmp_path: Path
 ) -> None:
-    context = JournaledContext(tmp_path, World(), begin_attempt(tmp_path))
-    saver = Saver(tmp_path, context, keep_last=1, restored=None)
+    run_dir = tmp_path / "runs" / "x"
+    context = JournaledContext(run_dir, World(), begin_attempt(run_dir))
+    saver = Saver(run_dir, context, keep_last=1, restored=None)
     card = ModelCard(
         ModelConfig(BackboneConfig(depth=18, base_width=8), HeadConfig(dim=8)),
         CITYSCAPES,
@@ -55,6 +56,11 @@ def test_files_names_and_journal_are_on_the_disk_before_commit_and_commit_before
     )
     weights = {"w": torch.ones(4)}
     context.metrics(3, {"train/loss": 1.0})
+    made, (journal,) = order[:], (run_dir / "journal").iterdir()
+    assert [path for _, path in made] == [
+        run_dir / "attempts" / "0001",
+        *([run_dir / "attempts", run_dir, tmp_path / "runs", run_dir / "journal"]),
+    ]
     order.clear()
     saver.save({checkpoint.WEIGHTS: weights, checkpoint.OPTIMIZER: weights}, Content({}, card, {}))
     saver.note_score(Score(0.5, 0.9))
@@ -62,11 +68,10 @@ def test_files_names_and_journal_are_on_the_disk_before_commit_and_commit_before
     saver.close()
     context.close()
 
-    (folder,) = checkpoint.list_committed(tmp_path)
-    (journal,) = (tmp_path / "journal").iterdir()
+    (folder,) = checkpoint.list_committed(run_dir)
     committed = order.index(("rename", folder / COMMIT))
     before, after = order[:committed], order[committed + 1 :]
-    for path in [*(folder / name for name in checkpoint.committed_files(folder)), folder, journal]:
+    for path in [*(folder / name for name in checkpoint.committed_files(folder)), folder, journal, run_dir]:
         assert ("flush", path) in before, path
     assert ("flush", folder / f"{COMMIT}.tmp") in before
     assert (
