@@ -117,7 +117,8 @@ def words(arguments: argparse.Namespace, *more: str) -> list[str]:
     typed = ["--trials", str(arguments.trials), "--algorithm", "sobol", "--train.steps", str(arguments.steps)]
     typed += ["--train.evaluate_every", str(arguments.every)]
     typed += ["--train.checkpoint_every", str(arguments.every)]
-    return [*typed, "--reduction", str(arguments.reduction), *more]
+    halving = [] if "--scheduler" in more else ["--reduction", str(arguments.reduction)]
+    return [*typed, *halving, *more]
 
 
 def surviving(asha: Searched, killed: Searched, every: int) -> dict[str, Any]:

@@ -8,7 +8,6 @@ defaults, which are trial 0, lose only to what is better.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -89,5 +88,4 @@ def gain(record: SearchRecord, standing: Standing) -> float | None:
     defaults = next((one for one in leaderboard(record) if one.trial.number == 0), None)
     if defaults is None or not defaults.is_full or defaults.score is None or standing.score is None:
         return None
-    difference = standing.score - defaults.score if record.mode == "max" else defaults.score - standing.score
-    return difference if math.isfinite(difference) else None
+    return standing.score - defaults.score if record.mode == "max" else defaults.score - standing.score

@@ -25,7 +25,8 @@ SPACE = ["--search.model.head.lambda_coarse", "off", "--search.optim.lr", "log:0
 def words(name: str, trials: int, steps: int, *more: str) -> list[str]:
     schedule = ["--train.steps", str(steps), "--train.evaluate_every", str(EVERY)]
     schedule += ["--train.checkpoint_every", str(EVERY)]
-    return ["--name", name, "--trials", str(trials), "--reduction", "2", *SPACE, *schedule, *more]
+    halving = [] if "--scheduler" in more else ["--reduction", "2"]
+    return ["--name", name, "--trials", str(trials), *halving, *SPACE, *schedule, *more]
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:

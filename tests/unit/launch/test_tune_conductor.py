@@ -10,6 +10,7 @@ from pipeline.launch.tune_folder import Ended, TrialReader, TuneFolder
 from pipeline.launch.tune_trial import TrialStop, task_from_text, task_to_text
 from pipeline.launch.workers import Workers
 from pipeline.recipes import laptop
+from pipeline.search.agenda import Order
 from pipeline.search.plan import SearchPlan
 from pipeline.search.space import defaults_of, read_space
 from pipeline.tracking.journal import Journal
@@ -80,6 +81,23 @@ def test_the_defaults_are_never_stopped_and_hold_others_to_their_scores(search):
     score(search, 0, 0.1, 0.1)
     conductor.scored(0)
     assert search.folder.decisions(0) == []
+
+
+def test_repeats_are_never_stopped_and_hold_nobody_to_their_scores(search):
+    """Their seeds are judged at the end, all of them; others are held against the seed that all have."""
+    conductor = Conductor(search)
+    for _ in range(3):
+        conductor.next_task()
+    search.folder.write_order(Order(3, "1 again", {}, seed=1, repeats=1))
+    score(search, 1, 0.5)
+    score(search, 3, 0.9)
+    conductor.scored(1)
+    (decision,) = search.folder.decisions(1)
+    assert (decision.bar, decision.others) == (None, 0)
+    score(search, 2, 0.7)
+    score(search, 3, 0.1, 0.1)
+    conductor.scored(3)
+    assert search.folder.decisions(3) == []
 
 
 def test_a_stop_reaches_every_trial_of_this_driver_and_none_of_another(search):

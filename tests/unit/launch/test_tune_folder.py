@@ -78,12 +78,16 @@ def test_time_beside_training_is_that_of_all_sessions_less_that_of_all_attempts(
 
     def attempt(number, start_s, last_s):
         lines = [
+            {"kind": "event", "name": "lost", "step": 0, "time_s": start_s - 3},  # while it was assembled
             {"kind": "event", "name": "start", "step": 0, "time_s": start_s},
             {"kind": "metrics", "step": 10, "values": {"val/miou": 0.5}, "time_s": last_s},
         ]
         path = run_dir / "journal" / f"{number:04d}-{number:04d}-a.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
+    (run_dir / SESSIONS / "000.json").write_text(json.dumps({"begin_s": 100.0}))
+    trial = TrialReader(folder, PLAN).trial(0)
+    assert (trial.train_s, trial.whole_s) == (0.0, 0.0), "killed before its first record"
     attempt(1, 105.0, 120.0)
     (run_dir / SESSIONS / "000.json").write_text(json.dumps({"begin_s": 100.0}))  # killed after 120
     trial = TrialReader(folder, PLAN).trial(0)

@@ -38,6 +38,9 @@ def test_trials_leave_out_drives_that_they_are_scored_on_and_the_best_is_trained
     best = at_full_budget(request, {"model.head.tau": 7.0})
     assert (best.data.held_out, best.train.steps) == ("", laptop().train.steps)
     assert (best.model.head.tau, best.tracking.registered_model) == (7.0, "mini-ccs")
+    request, plan, _ = planned([*words, "--data.held_out", "train_000001"])
+    assert plan.held_out == ("train_000001",)
+    assert at_full_budget(request, {}).data.held_out == ""
 
 
 def test_search_flags_change_the_space_and_settings_change_what_it_is_searched_around(words):
@@ -200,6 +203,7 @@ def test_the_config_of_a_search_is_that_of_its_trials_but_for_what_is_searched(w
         ([], 2, 2, 1),
         ([], 3, 8, 2),
         (["--concurrent", "1"], 1, 2, 1),
+        (["--concurrent", "2"], 1, 2, 2),
         (["--trials", "2"], 1, 9, 2),
     ],
 )

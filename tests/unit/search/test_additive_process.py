@@ -61,6 +61,27 @@ def test_the_likelihood_is_that_of_the_dense_covariance_less_bics_price(
     assert fit.likelihood == pytest.approx(expected, abs=0.02)
 
 
+def test_a_setting_that_half_the_trials_leave_idle_has_the_variance_of_their_mixture() -> None:
+    trials = drawn(40)
+    scores = np.random.default_rng(3).normal(size=40)
+    fit = Fit(Model([Axis(Scale(dimension), trials) for dimension in SPACE]), scores, (0, 0, 0.1, 1.0), 0.2)
+    random = np.random.default_rng(4)
+    share = sum("a.delta" in trial.settings for trial in trials) / len(trials)
+    places = dict(fit.effect(3, 1.0))
+    mean = np.mean([_curve_at(fit, trial) for trial in trials if "a.delta" in trial.settings])
+    values = np.array(list(places.values())) + mean  # what is told is against the mean of those that have it
+    drawn_values = random.choice(values, 200_000) * (random.random(200_000) < share)
+    ratio = fit.shares()[3] / fit.shares()[2]
+    forms = np.array([added for _, added in fit.effect(2, 1.0)])
+    assert ratio == pytest.approx(drawn_values.var() / forms.var(), rel=0.03)
+
+
+def _curve_at(fit: Fit, trial: Trial) -> float:
+    """The component of delta at a trial, by its features."""
+    axis = fit._model.axes[3]
+    return float(axis.of_trials[trial.number] @ fit._slopes(3))
+
+
 def test_a_components_curve_is_the_posterior_mean_of_the_dense_process() -> None:
     trials = drawn(30)
     scores = np.random.default_rng(2).normal(size=30)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -9,7 +10,7 @@ from pipeline.errors import ConfigError
 from pipeline.recipes import laptop
 from pipeline.search.agenda import finalists, is_complete, next_order, num_planned
 from pipeline.search.leaderboard import winner
-from pipeline.search.plan import SearchPlan, plan_differences, plan_from_json, plan_to_json
+from pipeline.search.plan import MAY_CHANGE, SearchPlan, plan_differences, plan_from_json, plan_to_json
 from pipeline.search.records import Dimension, Point, SearchRecord, Trial
 from pipeline.search.space import defaults_of, read_space
 from pipeline.search.table import best_so_far
@@ -96,6 +97,38 @@ def test_tpe_gathers_where_scores_are_good():
     assert max(trials, key=lambda trial: trial.points[-1].score).settings[TAU] == pytest.approx(20, abs=1.5)
 
 
+@pytest.mark.parametrize(("best", "where"), [(0.0, lambda v: v == 0.0), (0.5, lambda v: 0.1 < v < 3)])
+def test_tpe_finds_whether_the_value_beside_a_range_or_the_range_is_good(best, where):
+    """lambda_inter is 0, or 0.001 to 3: as a weight of 0 it would be far from everything, if it were one."""
+    inter = Dimension("model.head.lambda_inter", (0.0,), 0.001, 3.0, log=True)
+    asked = plan((inter, Dimension(TAU, low=5.0, high=40.0)), num_trials=30, algorithm="tpe")
+
+    def score(order):
+        value = order.settings[inter.name]
+        return float(value == 0.0) if best == 0.0 else -abs(math.log((value or 1e-3) / best))
+
+    late = [trial.settings[inter.name] for trial in run(asked, score)[-12:]]
+    assert sum(map(where, late)) >= 8, late
+
+
+def test_tpe_gathers_where_scores_are_low_if_less_is_better():
+    space = read_space(CONFIG, "accm-losses", {}, 11)[:1]
+    asked = plan(space, num_trials=30, algorithm="tpe", mode="min")
+    late = [trial.settings[TAU] for trial in run(asked, lambda order: -good_at_tau_20(order))[-10:]]
+    assert sum(14 < tau < 28 for tau in late) >= 7, late
+
+
+@pytest.mark.parametrize("state", ["stopped", "running", "failed"])
+def test_tpe_is_told_of_a_trial_that_was_not_trained_to_its_end(state):
+    """Were it not, it would propose the same settings once more."""
+    asked = plan(num_trials=12)
+    trials = run(asked, good_at_tau_20)[:8]
+    told = propose_tpe(asked.space, trials, 12, 1.0, (0, 8, 0))
+    poor = (Point(1, 0.0),) if state == "stopped" else ()
+    tried = Trial(8, "", told, state, poor)
+    assert propose_tpe(asked.space, [*trials, tried], 12, 1.0, (0, 8, 0)) != told
+
+
 def test_tpe_hears_of_stopped_running_and_failed_trials():
     asked = plan(num_trials=12)
     trials = run(asked, good_at_tau_20)[:8]
@@ -174,6 +207,19 @@ def test_a_plan_is_the_same_after_json_and_another_one_is_told_by_what_differs()
     assert plan_differences(asked, other) == [
         "space in model.head.tau", "algorithm tpe, now sobol",
     ]  # fmt: skip
+
+
+def test_whatever_decides_what_a_search_proposes_or_stops_tells_two_searches_apart():
+    asked = plan()
+    others = {
+        "space": asked.space[1:], "points": ({TAU: 7.0},), "budget_steps": 2, "evaluate_every": 2,
+        "algorithm": "random", "scheduler": "none", "reduction": 4, "seed": 1, "metric": "loss",
+        "mode": "min", "held_out": ("a",),
+    }  # fmt: skip
+    fields = {field.name for field in dataclasses.fields(SearchPlan)}
+    assert fields - others.keys() == set(MAY_CHANGE)
+    for name, value in others.items():
+        assert len(plan_differences(asked, dataclasses.replace(asked, **{name: value}))) == 1, name
 
 
 def test_more_points_than_trials_are_refused_with_the_number_that_fits():

@@ -83,13 +83,14 @@ def test_a_stopped_trial_is_credited_with_what_the_others_gained_from_there() ->
     board = record(
         trial(0, 0.10, 0.20, 0.24), trial(1, 0.20, 0.26, 0.32), trial(2, 0.05, state="stopped"),
         trial(3, 0.10, 0.12, state="stopped"), trial(4, float("nan"), state="failed"),
+        trial(5, 0.10, state="running"),
     )  # fmt: skip
     scores = full_scores(board)
     # From 100 to 200: 0.10, 0.06 and 0.02, on average 0.06; from 200 to 300: 0.04 and 0.06, so 0.05.
     assert scores[2].score == pytest.approx(0.05 + 0.06 + 0.05)
     assert scores[3].score == pytest.approx(0.12 + 0.05)
     assert scores[0].score == 0.24
-    assert [scores[n].measured for n in range(4)] == [True, True, False, False]
+    assert [scores[n].measured for n in (0, 1, 2, 3, 5)] == [True, True, False, False, False]
     assert 4 not in scores
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -16,9 +17,10 @@ from pipeline.search.importance import importances
 from pipeline.search.importance_picture import importance_picture
 from pipeline.search.parallel_picture import parallel_picture
 from pipeline.search.records import Point, SearchRecord, Trial, from_json, to_json
+from pipeline.search.scored_trials import ScoredTrials, varied_dimensions
 from pipeline.search.search_report import pictures, report_page, verdict
 from pipeline.search.slices_picture import slices_picture
-from pipeline.tracking.svg_drawing import Drawing
+from pipeline.tracking.svg_drawing import BLUE, GREY, Drawing
 from tests.searches import BUDGET, RUNGS, search
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -181,9 +183,73 @@ def test_the_verdict_names_the_winner_and_its_gain() -> None:
     assert f"{best.points[-1].score - record.trials[0].points[-1].score:+.4f}" in line
 
 
+def test_the_verdict_says_where_nothing_beat_the_defaults() -> None:
+    record = search(12, score=lambda settings: 0.3 + 0.2 * (settings["model.head.tau"] == 15.0))
+    assert verdict(record).endswith("defaults. Nothing beat the defaults.")
+
+
+def test_of_many_curves_the_best_and_the_defaults_keep_their_labels() -> None:
+    record = replace(search(1), trials=())
+    points = [Point(step, 0.3) for step in (100, BUDGET)]
+    trials = [
+        Trial(n, f"t{n}", {}, "done", (points[0], Point(BUDGET, 0.3 + 0.001 * (n == 30)))) for n in range(60)
+    ]
+    words = [
+        text.text for text in parsed(curves_picture(replace(record, trials=tuple(trials)))).iter(f"{SVG}text")
+    ]
+    assert {"030 best 0.301", "000 defaults 0.300"} <= set(words)
+    assert sum("0.300" in (word or "") for word in words) < 40, "as many as there is room for"
+
+
+def test_flags_of_the_best_can_be_pasted_into_a_shell() -> None:
+    record = search(12)
+    best = max((t for t in record.trials if t.state == "done"), key=lambda t: t.points[-1].score).number
+    odd = {"model.head.fusion": "it's; rm", "model.head.learn_tau": True}
+    trials = tuple(
+        replace(t, settings={**t.settings, **odd}) if t.number == best else t for t in record.trials
+    )
+    record = replace(record, trials=trials)
+    text = Page(report_page(record, importances(record))).text
+    flags = text[text.index("To train so:") :].partition("Leaderboard")[0].removeprefix("To train so:")
+    words = shlex.split(flags.replace("\\\n", ""))
+    assert words[words.index("--model.head.fusion") + 1] == "it's; rm"
+    assert words[words.index("--model.head.learn_tau") + 1] == "true"
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_the_best_is_the_darkest_whichever_way_the_score_goes(mode: str) -> None:
+    record = replace(search(12), mode=mode)  # type: ignore[arg-type]
+    scored = ScoredTrials.of(record)
+    shares = [
+        scored.share(trial) for trial in sorted(scored.trials, key=lambda t: scored.scores[t.number].score)
+    ]
+    assert shares == sorted(shares, reverse=mode == "min")
+    assert (min(shares), max(shares)) == (0.0, 1.0)
+
+
+def test_a_line_passes_below_the_axis_of_a_setting_that_idles() -> None:
+    record = search(20)
+    found = importances(record)
+    root = parsed(parallel_picture(record, found))
+    place = [d.name for d in varied_dimensions(record, found)].index("loss.delta")
+    bottom = max(float(line.attrib["y2"]) for line in root.iter(f"{SVG}line"))
+    for line in root.iter(f"{SVG}polyline"):
+        is_idle = "loss.delta" not in record.trials[int(tip(line)[:3])].settings
+        assert (numbers(line.attrib["points"])[place][1] > bottom) == is_idle
+
+
+def test_bars_that_chance_reaches_are_grey() -> None:
+    record = search(30)
+    found = replace(importances(record), chance=0.2)
+    bars = [bar for bar in parsed(importance_picture(record, found)).iter(f"{SVG}rect") if "rx" in bar.attrib]
+    for bar, one in zip(bars, found.settings, strict=False):
+        assert bar.attrib["fill"] == (BLUE if one.share > 0.2 else GREY)
+    assert {bar.attrib["fill"] for bar in bars} >= {BLUE, GREY}
+
+
 def test_names_cannot_break_page_or_pictures() -> None:
     record = search(12)
-    trials = tuple(replace(t, name='</svg><b>&"', reason="<i>") for t in record.trials)
+    trials = tuple(replace(t, name='</svg><b>&"', reason='"><i>') for t in record.trials)
     record = replace(record, name="<s>", trials=trials, facts={"<k>": "<v>"})
     Page(report_page(record, importances(record)))
     for drawing in pictures(record, importances(record)).values():

@@ -146,6 +146,18 @@ def test_every_preset_reads_and_has_no_refused_corner_with_every_recipe(preset, 
     assert set(defaults_of(config, space)) == {dimension.name for dimension in space}
 
 
+@pytest.mark.parametrize("num_classes", [2, 3, 11, 19, 150])
+def test_no_delta_of_the_preset_is_below_what_centers_can_reach(num_classes):
+    (delta,) = (d for d in read_space(CONFIG, "accm-losses", {}, num_classes) if d.name == "model.head.delta")
+    assert -1 / (num_classes - 1) <= delta.low < 0
+
+
+def test_a_recipe_preset_has_no_refused_corner_where_the_config_is_at_an_end():
+    for typed in ({"optim.min_lr": 0.002}, {"optim.weight_decay": 0.0}, {"optim.min_lr": CONFIG.optim.lr}):
+        config = with_settings(CONFIG, typed)
+        check_corners(config, read_space(config, "recipe", {}, 11), lambda made: None)
+
+
 def test_corners_that_settings_refuse_each_other_in_pairs_are_refused_before_a_trial():
     config = with_settings(CONFIG, {"optim.min_lr": 0.0})
     lr = read_dimension(config, "optim.lr", "log:0.0001:0.01")
