@@ -78,12 +78,14 @@ def wait_for_room(
 ) -> int:  # fmt: skip
     """The number of ranks to begin an attempt with: the most that the nodes can have, after `SETTLE_S` fewer.
 
-    Raises Preempted after a stop, and where there is no room for the fewest within
+    Raises Preempted after a stop, which begins nothing, and where there is no room for the fewest within
     `launch.workers_wait_s`: the same command goes on once there is.
     """
     begin_s, told = time.monotonic(), False
     longest_s = max(config.launch.workers_wait_s, SETTLE_S)
     while True:
+        if stop_wanted():  # also where there is room: an attempt hears of it after its start alone
+            raise Preempted("stopped before workers began; type the same again to go on")
         ranks = look(each)
         size = choose_world_size(config, world, ranks.free)
         waited_s = time.monotonic() - begin_s
@@ -91,8 +93,6 @@ def wait_for_room(
             waited_s >= SETTLE_S or size == choose_world_size(config, world, ranks.in_all)
         ):
             return size
-        if stop_wanted():
-            raise Preempted("stopped while waiting for workers; type the same again to go on")
         if waited_s >= longest_s:
             raise Preempted(
                 f"no room for {world.least} workers within {longest_s:.0f}s: others hold the "

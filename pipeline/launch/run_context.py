@@ -93,11 +93,12 @@ class JournaledContext:
             self.phase_s[name] = self.phase_s.get(name, 0.0) + time.monotonic() - start_s
 
     def mark(self, point: SavePoint, step: int) -> None:
-        """Refuse to go on once a later attempt has begun; flush the journal before a commit."""
+        """Refuse to go on once a later attempt has begun; flush the journal before a commit or a score."""
         if self._journal:
             refuse_superseded(self._run_dir, self._attempt)
-            if point == "before_commit":
-                self._journal.flush()
+            if point in ("before_commit", "score"):
+                with clear_errors(self._run_dir / FOLDER):
+                    self._journal.flush()
             if point == "saved":
                 self._saved()
 

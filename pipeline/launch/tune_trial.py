@@ -28,6 +28,7 @@ from pipeline.launch.tune_folder import SESSIONS, Ended, TuneFolder
 from pipeline.launch.workers import Workers
 from pipeline.launch.world_size import WorldRange
 from pipeline.settings import from_dict, to_dict, with_settings
+from pipeline.tracking.journal import committed_step, read_journal
 from pipeline.train.retention import remove, superfluous
 
 logger = logging.getLogger(__name__)
@@ -139,10 +140,13 @@ def _trained(task: TrialTask, stop: TrialStop, spares: Spares | None) -> Ended |
     launch = Launch(task.config, task.shards, task.run_dir, workers, WorldRange(workers.num, workers.num))
     try:
         fit = train_on_ray(launch, stop, spares).fit
-    except (Preempted, WorldStateError):
-        if stop.is_decided():
-            return _ended_before(stop)
-        raise  # not the doing of its settings: full disks, no room, a newer attempt
+    except Preempted:
+        if not stop.stop_wanted():
+            raise
+        step = committed_step(read_journal(task.run_dir))
+        return Ended("stopped", step) if stop.is_decided() else None
+    except WorldStateError:
+        raise  # not the doing of its settings: full disks, a newer attempt
     except PipelineError as error:
         return Ended("failed", 0, one_line(error))
     if fit["status"] == "ok":

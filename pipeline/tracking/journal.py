@@ -19,7 +19,9 @@ import os
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,7 @@ class Journal:
         self._file = self.path.open("xb", buffering=0)
         flush(folder)  # a name that a power cut takes back takes all lines with it
         self._lock = threading.Lock()
+        self._pictures: deque[Path] = deque()  # that may not be on the disk yet
 
     def append(self, record: Record) -> None:
         """Write one record; a commit event returns only when it is on the disk. Raises OSError."""
@@ -124,6 +127,9 @@ class Journal:
 
     def flush(self) -> None:
         """Bring all that was recorded to the disk. Raises OSError."""
+        while self._pictures:
+            with suppress(FileNotFoundError):  # a person cleared it away
+                flush(self._pictures.popleft())
         with self._lock:
             os.fsync(self._file.fileno())
 
@@ -147,6 +153,7 @@ class Journal:
         path = Path("pictures") / name / f"step_{step:08d}-{self.attempt}.png"
         (self.run_dir / path).parent.mkdir(parents=True, exist_ok=True)
         (self.run_dir / path).write_bytes(png.tobytes())
+        self._pictures.append(self.run_dir / path)
         self.append(Picture(key, step, path.as_posix()))
 
     def close(self) -> None:

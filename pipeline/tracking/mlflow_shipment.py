@@ -7,6 +7,7 @@ stores once. A shipment begins by asking MLflow what it holds; after any failure
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -16,8 +17,10 @@ from mlflow.entities import Metric
 from pipeline.tracking.confusion_picture import confusion_png
 from pipeline.tracking.incidents import COLUMNS, read_account
 from pipeline.tracking.journal import Event, Metrics, Picture, Record, Table, committed_step
-from pipeline.tracking.mlflow_store import MlflowStore, Status, batches
+from pipeline.tracking.mlflow_store import BrokenPictureError, MlflowStore, Status, batches
 from pipeline.tracking.system_metrics import SAMPLE_PREFIX
+
+logger = logging.getLogger(__name__)
 
 CONFUSION_SUFFIX = "confusion"
 """Tables whose key ends in this are square and also shown as a picture."""
@@ -48,12 +51,15 @@ class Shipment:
             self._sent.points.update((point.key, point.step) for point in batch)
 
     def send_pictures(self, records: list[Record]) -> None:
-        """Those pictures that MLflow does not hold, and whose file is there."""
+        """Those pictures that MLflow does not hold, and whose file is there and whole."""
         for record in records:
             if isinstance(record, Picture) and (record.key, record.step) not in self._sent.pictures:
                 path = self._run_dir / record.path
-                if path.is_file():
-                    self._store.send_picture(self._run_id, record.key, record.step, path)
+                try:
+                    if path.is_file():
+                        self._store.send_picture(self._run_id, record.key, record.step, path)
+                except BrokenPictureError as error:  # it would keep all that comes after it from MLflow
+                    logger.warning("[event] %s and is left out of MLflow", error)
                 self._sent.pictures.add((record.key, record.step))
 
     def send_tables(self, records: list[Record]) -> None:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
+
 with warnings.catch_warnings():
     # mlflow's own imports use what newer pydantic and SQLAlchemy call deprecated; not ours to mend.
     warnings.simplefilter("ignore")
@@ -24,6 +26,7 @@ with warnings.catch_warnings():
     from mlflow.entities import Metric, Param, RunTag, ViewType
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from pipeline.errors import PipelineError
 from pipeline.tracking.dataset_source import DatasetInfo, dataset_input
 from pipeline.tracking.server import be_impatient, tracking_uri
 
@@ -40,6 +43,10 @@ MAX_PARAMS_A_BATCH = 100
 MAX_PARAM_CHARS = 6000
 MAX_NOTE_CHARS = 7500
 _IMAGE_NAME = re.compile(r"^(?P<key>.+)\+step\+(?P<step>\d+)\+timestamp\+.*\+compressed\.webp$")
+
+
+class BrokenPictureError(PipelineError):
+    """The file of a recorded picture went bad on the disk."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +146,12 @@ class MlflowStore:
         self.client.log_batch(run_id, metrics=points, synchronous=True)
 
     def send_picture(self, run_id: str, key: str, step: int, path: Path) -> None:
-        """One picture of a slider."""
-        self.client.log_image(run_id, mlflow.Image(str(path)), key=key, step=step, synchronous=True)
+        """One picture of a slider; raises BrokenPictureError for a file that is none."""
+        image_HW3 = cv2.imread(str(path))
+        if image_HW3 is None:
+            raise BrokenPictureError(f"{path} is no picture any more")
+        picture = mlflow.Image(cv2.cvtColor(image_HW3, cv2.COLOR_BGR2RGB))
+        self.client.log_image(run_id, picture, key=key, step=step, synchronous=True)
 
     def send_tables(self, run_id: str, tables: Mapping[str, tuple[Sequence[str], Sequence[Any]]]) -> None:
         """Tables as JSON artifacts that the UI shows as tables; each replaces its older self."""

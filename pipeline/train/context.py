@@ -55,8 +55,8 @@ class RunContext(Protocol):
         """Pass a point of the save of that step; called by rank 0 alone, from two threads.
 
         Raises WorldStateError where a later attempt of the run has begun: this one may not commit,
-        remove or score anything any more. What was recorded before `before_commit` is on the disk when
-        that returns. A harness that kills or stops a process at a point does so here.
+        remove or score anything any more. What was recorded before `before_commit` or `score` is on the disk
+        when that returns. A harness that kills or stops a process at a point does so here.
         """
         ...
 

@@ -78,9 +78,10 @@ def test_nodes_that_come_in_the_meantime_end_the_wait(clock: list[float]) -> Non
     assert 30 <= clock[0] < 31
 
 
-def test_a_stop_ends_the_wait() -> None:
-    with pytest.raises(Preempted, match="stopped while waiting for workers"):
-        wait(itertools.repeat(1), 2, 4, stop=True)
+@pytest.mark.parametrize("free", [1, 4])
+def test_a_stop_ends_the_wait_and_begins_no_attempt_where_there_is_room(free: int) -> None:
+    with pytest.raises(Preempted, match="stopped before workers began"):
+        wait(itertools.repeat(free), 2, 4, stop=True)
 
 
 def test_dead_and_drained_nodes_have_no_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
+import errno
 import logging
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -65,6 +67,26 @@ def test_stop_that_a_disk_refuses_to_pass_on_is_one_clear_line(tmp_path: Path) -
     (tmp_path / "log").touch()
     with pytest.raises(WorldStateError, match=r"cannot record in .*/log: .*; make room"):
         request_stop(tmp_path, "one")
+
+
+def test_score_whose_records_a_disk_refuses_is_one_clear_line_and_pictures_may_be_cleared_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = JournaledContext(tmp_path, World(), "0001-a")
+    context.picture("p", 2, np.zeros((4, 4, 3), np.uint8))
+    shutil.rmtree(tmp_path / "pictures")
+    context.mark("score", 2)
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", refuse)
+        with pytest.raises(
+            WorldStateError, match=r"cannot record in .*/journal: No space left on device; make"
+        ):
+            context.mark("score", 2)
+    context.close()
 
 
 def test_own_signal_stops_without_a_file(tmp_path: Path) -> None:

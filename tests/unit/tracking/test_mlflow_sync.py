@@ -219,6 +219,26 @@ def test_pictures_tables_and_artifacts_arrive_once_however_often_the_run_is_open
     assert {f.path for f in client.list_artifacts(run.run_id)} >= {"report.html", "journal", "config.json"}
 
 
+def test_a_picture_that_went_bad_on_the_disk_is_left_out_and_holds_nothing_else_up(
+    runs_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal(runs_dir / "bad-pictures", "a")
+    journal.event("start", 0)
+    for step in range(4):
+        journal.picture("val_pred/scene0", step, np.full((40, 60, 3), 99, np.uint8))
+        journal.metrics(step, {"loss": 1.0})
+    journal.close()
+    for step, path in enumerate(sorted((runs_dir / "bad-pictures" / "pictures").rglob("*.png"))[:3]):
+        path.write_bytes([b"", b"no picture", path.read_bytes()[:-30]][step])
+    run = open_run(describe(runs_dir, "bad-pictures"))
+    assert run.finish("FINISHED", 20) is None
+    assert [step for step, _ in history(run, "loss")] == list(range(4))
+    images = MlflowClient(run.tracking_uri).list_artifacts(str(run.run_id), "images")
+    assert {file.path.partition("+step+")[2].partition("+")[0] for file in images} == {"3"}
+    lines = [record.message for record in caplog.records if "is left out" in record.message]
+    assert len(lines) == 3
+
+
 def test_a_thousand_points_and_more_fit_several_requests(runs_dir: Path) -> None:
     journal = Journal(runs_dir / "many", "a")
     for step in range(1, 600):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,6 +64,11 @@ def test_files_names_and_journal_are_on_the_disk_before_commit_and_commit_before
     ]
     order.clear()
     saver.save({checkpoint.WEIGHTS: weights, checkpoint.OPTIMIZER: weights}, Content({}, card, {}))
+    assert saver.finish() is None
+    evaluated = len(order)
+    context.metrics(3, {"val/miou": 0.5})
+    context.picture("val_pred/scene0", 3, np.zeros((4, 6, 3), np.uint8))
+    (picture,) = (run_dir / "pictures").rglob("*.png")
     saver.note_score(Score(0.5, 0.9))
     assert saver.finish() is None
     saver.close()
@@ -81,4 +87,6 @@ def test_files_names_and_journal_are_on_the_disk_before_commit_and_commit_before
     )
     scored = order.index(("rename", folder / SCORE))
     assert ("flush", folder / f"{SCORE}.tmp") in order[:scored]
+    for path in (journal, picture):  # else the score would say that nothing is to be evaluated again
+        assert ("flush", path) in order[evaluated:scored], path
     assert ("flush", folder) in order[scored:]
