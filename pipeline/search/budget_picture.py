@@ -89,7 +89,8 @@ def budget_picture(record: SearchRecord) -> Drawing:
         text((LEFT_PX + longest * scale, TOP_PX - 10), f"{longest:,} steps", anchor="middle", size=11)
     )
     caption = "Pale: a full training. Dashed: rungs. " + _spent_on_repeats(record)
-    return Drawing(f"Budget: {budget_line(record)}", WIDTH_PX, height, "".join(body), caption.strip())
+    title = f"Budget: {budget(record).share:.0%} of the steps of training all to the end"
+    return Drawing(title, WIDTH_PX, height, "".join(body), caption.strip())
 
 
 def _row(trial: Trial, row: tuple[float, float], scale: tuple[float, int], colour: str) -> str:

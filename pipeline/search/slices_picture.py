@@ -45,8 +45,8 @@ def slices_picture(record: SearchRecord, found: Importances) -> Drawing:
     rows = -(-len(dimensions) // COLUMNS)
     caption = (
         f"Upward: {record.metric} at the full budget. Each dot is a trial, the best is orange. The pale line "
-        "is what the setting does by itself, where it explains anything. Trials that leave the setting idle "
-        f"are not there. {ESTIMATED}"
+        "is what the setting does by itself, the share what that explains of the scores. Trials that leave "
+        f"the setting idle are not there. {ESTIMATED}"
     )
     return Drawing(title, WIDTH_PX, rows * ROW_PX, "".join(body), caption)
 
@@ -72,9 +72,8 @@ class _Panel:
         dimension = self._scale.dimension
         parts = [text((self._left, self._top + 22), name, size=13, weight=600)]
         if importance.share > 0.0:
-            words = f"explains {importance.share:.0%}" + (
-                "" if importance.share > chance else ", as chance may"
-            )
+            # Beside a name of up to 24 letters, so no verb.
+            words = f"{importance.share:.0%}" + ("" if importance.share > chance else ", as chance may")
             parts.append(text((self._right, self._top + 22), words, anchor="end", size=11, colour=SOFT))
         for tick in self._scored.ticks:
             y = self._at(0, tick)[1]
