@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import WorldStateError
-from pipeline.launch import fence
+from pipeline.launch import fence, run_context
 from pipeline.launch.fence import SupersededError, begin_attempt, newest_token, refuse_superseded, token_of
 from pipeline.launch.run_context import JournaledContext
 from pipeline.tracking.journal import Journal, Metrics, read_journal
@@ -85,6 +85,28 @@ def test_an_earlier_attempt_can_record_nothing_and_make_no_save(tmp_path: Path) 
     new.metrics(2, {"x": 3.0})
     old.close()
     new.close()
+    points = [(r.step, r.values["x"]) for r in read_journal(tmp_path) if isinstance(r, Metrics)]
+    assert points == [(1, 1.0), (2, 3.0)]
+
+
+def test_a_record_that_was_stopped_between_its_check_and_its_write_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = JournaledContext(tmp_path, World(), begin_attempt(tmp_path))
+    old.metrics(1, {"x": 1.0})
+    begun: list[JournaledContext] = []
+
+    def check_and_freeze(run_dir: Path, attempt: str) -> None:
+        refuse_superseded(run_dir, attempt)
+        if not begun:
+            monkeypatch.undo()
+            begun.append(JournaledContext(tmp_path, World(), begin_attempt(tmp_path)))
+            begun[0].metrics(2, {"x": 3.0})
+
+    monkeypatch.setattr(run_context, "refuse_superseded", check_and_freeze)
+    old.metrics(2, {"x": 2.0})  # wakes up when the later attempt has recorded
+    for context in (old, *begun):
+        context.close()
     points = [(r.step, r.values["x"]) for r in read_journal(tmp_path) if isinstance(r, Metrics)]
     assert points == [(1, 1.0), (2, 3.0)]
 

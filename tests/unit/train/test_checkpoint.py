@@ -136,6 +136,20 @@ def test_storage_that_refuses_every_checkpoint_begins_no_training_at_step_0(tmp_
     ]
 
 
+def test_a_checkpoint_whose_removal_is_cut_off_is_none(tmp_path, monkeypatch):
+    """Or it would be read as a damaged one, or count among the last few."""
+    folder = write(tmp_path, 6, 0.5)
+
+    def killed(path):
+        assert checkpoint.list_committed(tmp_path) == []
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(retention.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        retention.remove(folder)
+    assert checkpoint.newest_checkpoint(tmp_path) is None
+
+
 def test_an_unfinished_checkpoint_that_cannot_be_removed_holds_nobody_up(tmp_path, monkeypatch, caplog):
     whole, unfinished = write(tmp_path, 5), write(tmp_path, 6)
     (unfinished / checkpoint.COMMIT).unlink()

@@ -63,3 +63,27 @@ def test_nothing_is_read_back_from_the_device_inside_a_step(name, precision, opt
             float(runner.gate.skipped)
     assert runner.gate.skipped.item() == 0
     assert not torch.equal(model.backbone.conv1.weight, before)
+
+
+def test_dropout_is_drawn_anew_for_every_position_and_seed_and_the_same_for_the_same() -> None:
+    """A seed of the run alone would drop the same channels in every step, and no resume would tell."""
+
+    def masks(seed: int) -> list[tuple[bool, ...]]:
+        settings = ModelConfig(BackboneConfig(depth=10, base_width=8), HEADS["plain"])
+        model = build_segmenter(settings, CLASSES)
+        config = Config(model=settings, optim=OptimConfig(name="adamw"), train=TrainConfig(seed=seed))
+        runner = StepRunner(
+            model, build_optimizer(config.optim, model), SingleProcess(model), class_names=list("abcde"),
+            config=config, world=World(), device=CPU,
+        )  # fmt: skip
+        found = []
+        for micro in [*make_micro_batches(), make_micro_batches()[0]]:
+            agreement = runner.agree([micro], stop_requested=False)
+            runner.step([micro], agreement.denominators, 0)
+            found.append(tuple((torch.rand(64) < 0.5).tolist()))  # what the step left of its generator
+        return found
+
+    first, second, again = masks(0)
+    assert first == again
+    assert first != second
+    assert masks(1)[0] != first
