@@ -106,11 +106,12 @@ def _tell_best(request: TuneRequest, plan: SearchPlan, result: Result) -> Settin
     settings, better = best.trial.settings, gain(record, best)
     result |= {"best": dict(settings), "best_trial": best.trial.number, "best_miou": best.score}
     result["defaults_miou"] = None if better is None else best.score - better * plan.sign
-    gained = "" if better is None or best.trial.number == 0 else f", {better:+.3f} over the defaults"
     logger.info(
-        "[done]  best mIoU %.3f%s%s: trial %03d, %s  report=%s",
-        best.score, f", mean of {best.seeds} fresh seeds" if best.is_repeated else "", gained,
-        best.trial.number, best.trial.name, result["report"],
+        "[done]  best mIoU %.3f%s%s: trial %03d, %s%s  report=%s",
+        best.score, f", mean of {best.fresh_seeds}" if best.is_repeated else "",
+        f", {better:+.3f} over the defaults" if better is not None and best.trial.number else "",
+        best.trial.number, best.trial.name, "" if best.trial.number else ", which nothing beat",
+        result["report"],
     )  # fmt: skip
     words = setting_words(settings, plan.defaults)
     if words:

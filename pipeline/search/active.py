@@ -55,12 +55,15 @@ def _less_silenced(config: Config, name: str, space: Sequence[Dimension], rules:
 
 
 def trial_name(settings: Settings, defaults: Settings, seed_of_repeat: int | None = None) -> str:
-    """What varies, in words: `tau 12.1 · fusion gate`; `defaults` where nothing does."""
+    """What varies, in words: `tau 12.1 · fusion gate`; `defaults` where nothing does.
+
+    The seed of a repeat comes first: names are cut at their end, where two trainings would be alike.
+    """
     varied = [
         f"{leaf(n)} {value_text(v)}" for n, v in settings.items() if n not in defaults or v != defaults[n]
     ]
     name = " · ".join(varied) or "defaults"
-    return name if seed_of_repeat is None else f"{name} · seed {seed_of_repeat}"
+    return name if seed_of_repeat is None else f"seed {seed_of_repeat} · {name}"
 
 
 def leaf(name: str) -> str:

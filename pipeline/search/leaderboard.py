@@ -36,6 +36,11 @@ class Standing:
     """Whether the score is that of fresh seeds."""
 
     @property
+    def fresh_seeds(self) -> str:
+        """How many fresh seeds the score is a mean of, in words."""
+        return "1 fresh seed" if self.seeds == 1 else f"{self.seeds} fresh seeds"
+
+    @property
     def is_full(self) -> bool:
         """True where it was trained to the end of its budget."""
         return self.trial.state == "done"

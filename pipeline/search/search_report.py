@@ -101,7 +101,7 @@ def _verdict(record: SearchRecord) -> str:
 def _score(standing: Standing) -> str:
     assert standing.score is not None
     spread = "" if standing.spread is None else f" ± {standing.spread:.4f}"
-    seeds = f" over {standing.seeds} fresh seeds" if standing.is_repeated else ""
+    seeds = f" over {standing.fresh_seeds}" if standing.is_repeated else ""
     return f"{standing.score:.4f}{spread}{seeds}"
 
 

@@ -72,6 +72,21 @@ def test_a_finished_search_tells_its_best_against_the_defaults(words, capsys):
     assert result["trained_run"] is None
 
 
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ((0.5, 0.4, 0.7), "best mIoU 0.700, +0.200 over the defaults: trial 002"),
+        ((0.8, 0.4, 0.7), "best mIoU 0.800: trial 000, defaults, which nothing beat  report"),
+        ((None, 0.4, 0.7), "best mIoU 0.700: trial 002"),
+    ],
+)
+def test_the_last_line_says_what_was_gained_and_nothing_of_a_gain_over_itself(words, caplog, scores, said):
+    finish(words, *scores)
+    with caplog.at_level("INFO", logger="pipeline"):
+        tune_job.tune(dict.fromkeys(tune_job.FIELDS), words)
+    assert any(said in record.getMessage() for record in caplog.records), caplog.text
+
+
 def test_a_search_of_which_every_trial_failed_ends_with_one_line_and_trains_nothing(
     words, capsys, monkeypatch
 ):

@@ -59,6 +59,7 @@ def test_a_trial_whose_repeats_all_failed_does_not_lead_by_the_seed_that_chose_i
         trial(4, 0, 0, 0.51, repeats=0),
     )  # fmt: skip
     assert numbers(board) == [0, 1]
+    assert "0.5100 over 1 fresh seed:" in verdict(board)
     assert [standing.is_repeated for standing in leaderboard(board)] == [True, False]
     assert "fresh" not in verdict(record(trial(0, 0, 0, 0.5), trial(1, state="running", repeats=0)))
 

@@ -216,7 +216,9 @@ def test_a_trial_is_named_by_what_varies():
     defaults = {TAU: 15.0, FORM: "hinge"}
     assert trial_name(defaults, defaults) == "defaults"
     assert trial_name({TAU: 12.3456, FORM: "hinge"}, defaults) == "tau 12.3"
-    assert trial_name({FORM: "softmax"}, defaults, 3) == "inter_form softmax · seed 3"
+    assert trial_name({FORM: "softmax"}, defaults, 3) == "seed 3 · inter_form softmax", (
+        "names are cut at their end"
+    )
     flags = {"model.head.learn_tau": True, "model.head.projection": False}
     assert trial_name(flags, {}) == "learn_tau true · projection false", "as they are typed"
 
