@@ -1,17 +1,14 @@
 """Attempts at `fit()` in real processes: `tests/dist/fit_worker.py` is one rank of them."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-WORKER = ROOT / "tests" / "dist" / "fit_worker.py"
-TIMEOUT_S = 240
+from tests.forked_ranks import run_ranks
+
+WORKER = Path(__file__).parent / "dist" / "fit_worker.py"
 
 
 @dataclass(frozen=True)
@@ -36,13 +33,10 @@ def run_attempts(shards: str, size: int, attempts: Sequence[Attempt]) -> list[li
             "settings": attempt.settings, "stop_step": attempt.stop_step, "attempt": attempt.name,
             "group_bytes": attempt.group_bytes,
         })  # fmt: skip
-    store = attempts[0].run_dir / f"store-{attempts[0].name}"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ranks = []
-    for rank in range(size):
-        told = json.dumps({"rank": rank, "size": size, "store": str(store), "attempts": cases})
-        ranks.append(subprocess.Popen([sys.executable, WORKER, told], env=environment))
-    assert [rank.wait(timeout=TIMEOUT_S) for rank in ranks] == [0] * size
+    run_dir = attempts[0].run_dir
+    told = {"store": str(run_dir / f"store-{attempts[0].name}"), "attempts": cases}
+    ended = run_ranks(size, [WORKER, json.dumps(told)])
+    assert [rank.code for rank in ended] == [0] * size, ended
     return [
         [json.loads((attempt.run_dir / f"{attempt.name}-{rank}.json").read_text()) for rank in range(size)]
         for attempt in attempts

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch._dynamo  # what an optimizer imports when it is made, for a second of CPU
 
 from pipeline.errors import PipelineError
 from pipeline.launch.fence import begin_attempt

@@ -1,10 +1,11 @@
 """One rank of attempts at `fit()`, one after the other, that notes every sample it trains on.
 
-argv: JSON with rank, size, store, and for each of `attempts` shards, run_dir, settings, stop_step (or null),
+argv: JSON with store, and for each of `attempts` shards, run_dir, settings, stop_step (or null),
 attempt, group_bytes and the folder of its logs.
 """
 
 import json
+import os
 import sys
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -94,7 +95,8 @@ def run(case: dict, world: World) -> None:
 def main() -> None:
     told = json.loads(sys.argv[1])
     torch.set_num_threads(1)
-    world = World(told["rank"], told["size"], told["rank"], told["size"])
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    world = World(rank, size, rank, size)
     with process_group("gloo", world, store=Path(told["store"])):
         for case in told["attempts"]:
             run(case, world)

@@ -1,9 +1,10 @@
 """One rank of the comparison with one rank: a fixed global batch, one step a case, and an evaluation.
 
-argv: rank, world size, folder, JSON of the cases by name, shards. Rank 0 saves the results.
+argv: folder, JSON of the cases by name, shards. Rank 0 saves the results.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -83,11 +84,11 @@ def run_case(case: dict, world: World) -> dict:
 
 
 def main() -> None:
-    rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    rank, size, folder = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), Path(sys.argv[1])
     torch.set_num_threads(1)
     world = World(rank, size, rank, size)
     with process_group("gloo", world, store=folder / f"store{size}"):
-        run_cases(world, folder, json.loads(sys.argv[4]), sys.argv[5])
+        run_cases(world, folder, json.loads(sys.argv[2]), sys.argv[3])
         if size > 1:
             dist.barrier()  # gloo aborts a rank whose peers tear down while it still writes
 

@@ -1,17 +1,17 @@
 """One rank of runs of `fit()` with a step that is not finite on the last rank alone.
 
-argv: rank, world size, folder, shards, JSON of the cases by name: settings, kind of poison ("" leaves the
+argv: folder, shards, JSON of the cases by name: settings, kind of poison ("" leaves the
 step out on all ranks), steps. Each rank saves what it knows in the end.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from fit_worker import NotingContext
 
 from pipeline.errors import NonFiniteLossError
 from pipeline.recipes import recipe
@@ -20,6 +20,7 @@ from pipeline.train import loop
 from pipeline.train.optim import optimizer_tensors
 from pipeline.train.process_group import process_group
 from pipeline.world import World
+from tests.dist.fit_worker import NotingContext
 from tests.poison import leave_out, plant
 
 
@@ -67,12 +68,12 @@ def run_case(case: dict, world: World, shards: str, run_dir: Path) -> dict:
 
 
 def main() -> None:
-    rank, size, folder, shards = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+    rank, size, folder = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), Path(sys.argv[1])
     torch.set_num_threads(1)
     world = World(rank, size, rank, size)
     with process_group("gloo", world, store=folder / "store"):
-        cases = json.loads(sys.argv[5])
-        results = {name: run_case(case, world, shards, folder / name) for name, case in cases.items()}
+        cases = json.loads(sys.argv[3])
+        results = {name: run_case(case, world, sys.argv[2], folder / name) for name, case in cases.items()}
         torch.save(results, folder / f"rank{rank}.pt")
         dist.barrier()
 

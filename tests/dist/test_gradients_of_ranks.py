@@ -1,9 +1,6 @@
 """2 and 3 ranks do what 1 rank does: loss and every gradient (float64), and the confusion matrix."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -11,9 +8,9 @@ import pytest
 import torch
 
 from pipeline.config import HeadConfig
+from tests.forked_ranks import run_ranks
 
 WORKER = Path(__file__).with_name("gradient_worker.py")
-ROOT = Path(__file__).parents[2]
 HEADS = {
     "ccs": {"kind": "ccs"},
     "ccs-gate": {
@@ -73,15 +70,9 @@ CASES = {name: {"head": head} for name, head in HEADS.items()} | {
 WORLD_SIZES = (2, 3)
 
 
-def run_ranks(size: int, folder: Path, cases: dict, shards: str) -> dict:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, WORKER, str(rank), str(size), folder, json.dumps(cases), shards], env=environment
-        )
-        for rank in range(size)
-    ]
-    assert [rank.wait(timeout=240) for rank in ranks] == [0] * size
+def run_cases(size: int, folder: Path, cases: dict, shards: str) -> dict:
+    ended = run_ranks(size, [WORKER, folder, json.dumps(cases), shards])
+    assert [rank.code for rank in ended] == [0] * size, ended
     return torch.load(folder / f"world{size}.pt", weights_only=True)
 
 
@@ -94,8 +85,8 @@ def results(tmp_path_factory, shards) -> dict[int, dict]:
         for size in WORLD_SIZES
     }
     every = {name: case for group in cases.values() for name, case in group.items()}
-    one = run_ranks(1, folder, every, shards)
-    return {1: one} | {size: run_ranks(size, folder, cases[size], shards) for size in WORLD_SIZES}
+    one = run_cases(1, folder, every, shards)
+    return {1: one} | {size: run_cases(size, folder, cases[size], shards) for size in WORLD_SIZES}
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)

@@ -1,17 +1,15 @@
 """Published weights on several ranks: rank 0 reads them, all have them; what it meets is raised by all."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.forked_ranks import run_ranks
 from tests.published_weights import published
 
-ROOT = Path(__file__).parents[2]
 RANK = """
-import hashlib, logging, sys
+import hashlib, os, sys
 from pathlib import Path
 import torch
 import torch.distributed as dist
@@ -21,7 +19,7 @@ from pipeline.model.segmenter import build_segmenter, channels_last
 from pipeline.train.pretrained import start_from_weights
 from pipeline.world import World
 
-rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+rank, folder = int(os.environ["RANK"]), Path(sys.argv[1])
 dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
 torch.manual_seed(rank)
 backbone = BackboneConfig(base_width=8, weights=f"{folder}/of-rank-{rank}.pth")
@@ -43,12 +41,7 @@ dist.destroy_process_group()
 
 
 def said_by_ranks(folder: Path) -> list[str]:
-    command = [sys.executable, "-c", RANK]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    return [rank.communicate(timeout=120)[0].strip() for rank in ranks]
+    return [rank.out.strip() for rank in run_ranks(2, ["-c", RANK, folder])]
 
 
 @pytest.mark.parametrize("of_rank_1", [None, 9])

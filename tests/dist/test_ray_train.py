@@ -13,7 +13,6 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.launch.spares import TRAIN_ACTORS
-from pipeline.recipes import recipe
 from pipeline.tracking.journal import Event, Metrics, Record, read_journal
 from pipeline.train.checkpoint import newest_checkpoint, read_checkpoint
 from tests.dist.ray_processes import reserve, titled, train_workers
@@ -58,9 +57,6 @@ def test_job_trains_on_two_workers_and_tracks_one_run_and_repeats_as_a_no_op(
     assert {k: v for k, v in repeated.items() if k != "wall_s"} == {
         k: v for k, v in result.items() if k != "wall_s"
     }
-    other = start_job("--name", "whole", *SHORT, "--optim.lr", "0.001")
-    assert other.result()["exit_code"] == 3
-    assert f"--optim.lr {recipe('laptop').optim.lr}, now 0.001" in other.text
 
 
 def test_killed_worker_costs_a_restart_from_the_newest_commit(start_job, ray_head, tmp_path: Path) -> None:

@@ -85,9 +85,6 @@ def test_trials_of_which_many_are_stopped_run_on_two_cpus_and_leave_nothing(
     repeated = again.result()
     assert "is finished already" in again.text
     assert (repeated["best"], repeated["best_miou"]) == (result["best"], result["best_miou"])
-    other = start_job(*words("s", 8, 40, "--algorithm", "sobol"), job="tune")
-    assert other.result()["exit_code"] == 3
-    assert "algorithm tpe, now sobol" in other.text
     crowd = start_job(*words("t", 8, 40, "--concurrent", "3"), job="tune")
     assert crowd.result()["exit_code"] == 2
     assert "--concurrent 2 fits" in crowd.text

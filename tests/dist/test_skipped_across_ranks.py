@@ -1,16 +1,14 @@
 """A step that is not finite on one of two ranks is left out by both, alike in every bit and word."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.forked_ranks import run_ranks
+
 WORKER = Path(__file__).with_name("skipping_worker.py")
-ROOT = Path(__file__).parents[2]
 RANKS = 2
 SETTINGS = {
     "data.input_height": 48, "data.input_width": 64, "data.crop_height": 32, "data.crop_width": 32,
@@ -41,15 +39,8 @@ def results(shards, tmp_path_factory):
         "train.evaluate_every": 100,
     }
     cases["too-many"] = {"settings": bounded, "kind": "activation", "steps": [0, 2]}
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, WORKER, str(rank), str(RANKS), folder, shards, json.dumps(cases)],
-            env=environment,
-        )
-        for rank in range(RANKS)
-    ]
-    assert [rank.wait(timeout=300) for rank in ranks] == [0] * RANKS
+    ended = run_ranks(RANKS, [WORKER, folder, shards, json.dumps(cases)])
+    assert [rank.code for rank in ended] == [0] * RANKS, ended
     loaded = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
     return {name: [every[name] for every in loaded] for name in cases}
 

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pipeline.data.dataset import ShardDataset
 from pipeline.launch import torchrun
 from pipeline.tracking.journal import Event, read_journal
 from pipeline.train.checkpoint import newest_checkpoint, step_of
+from tests.forked_ranks import run_ranks
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
@@ -36,20 +36,7 @@ def run_two_ranks(
     argv: list[str], program: Sequence[str] = ("-m", "pipeline.launch.torchrun")
 ) -> list[tuple[int, str, str]]:
     """Exit code, output and errors of each rank, without torchrun, which makes one code of both."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, *program, *argv],
-            env=ENVIRONMENT | group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [rank.communicate(timeout=120) for rank in ranks]
-    return [(rank.returncode, *texts) for rank, texts in zip(ranks, said, strict=True)]
+    return [(rank.code, rank.out, rank.err) for rank in run_ranks(2, [*program, *argv])]
 
 
 def test_two_ranks_train_to_one_result(shards: str, tmp_path: Path) -> None:

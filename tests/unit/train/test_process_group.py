@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import weakref
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,8 +12,11 @@ from torch import nn
 
 from pipeline.train.process_group import process_group
 from pipeline.world import World
+from tests.forked_ranks import run_ranks
 
+TURNS = 3
 TWO_RANKS = """
+import os
 import sys
 from pathlib import Path
 import torch
@@ -32,10 +33,11 @@ def learn(fails):
     if fails:
         raise RuntimeError("in the middle of a step")
 
-rank, fails = int(sys.argv[1]), sys.argv[3] == "fails"
+turn, rank = divmod(int(os.environ["RANK"]), 2)
+store, fails = Path(sys.argv[1], f"store{turn}"), sys.argv[2] == "fails"
 torch.set_num_threads(1)
 try:
-    with process_group("gloo", World(rank, 2, rank, 2), store=Path(sys.argv[2])):
+    with process_group("gloo", World(rank, 2, rank, 2), store=store):
         learn(fails)
 except RuntimeError:
     sys.exit(3)
@@ -78,7 +80,5 @@ def test_a_rank_alone_needs_no_group() -> None:
 
 @pytest.mark.parametrize(("what", "code"), [("learns", 0), ("fails", 3)])
 def test_ranks_end_with_their_own_exit_code(what: str, code: int, tmp_path: Path) -> None:
-    for turn in range(3):
-        command = [sys.executable, "-c", TWO_RANKS]
-        ranks = [subprocess.Popen([*command, str(r), str(tmp_path / f"store{turn}"), what]) for r in range(2)]
-        assert [rank.wait(timeout=120) for rank in ranks] == [code, code]
+    ended = run_ranks(2 * TURNS, ["-c", TWO_RANKS, tmp_path, what])
+    assert [rank.code for rank in ended] == [code] * 2 * TURNS, ended
