@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -132,15 +133,28 @@ class Job:
         return result
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of MLflow's without a run: to make its tables takes seconds, most of them the disk's."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
 def start_job(
-    ray_environment: dict[str, str], ray_head: LocalCluster, city_shards: Path, tmp_path: Path
-) -> Iterator[Callable[..., Job]]:
+    ray_environment: dict[str, str], ray_head: LocalCluster, city_shards: Path, empty_database: Path,
+    tmp_path: Path,
+) -> Iterator[Callable[..., Job]]:  # fmt: skip
     """Starts jobs on the shared head, with the tiny settings and the runs folder of the test.
 
     What a job that is ended here leaves is gone before the next test looks for processes.
     """
     started: list[Job] = []
+    (tmp_path / "runs").mkdir()
+    shutil.copy(empty_database, tmp_path / "runs")
 
     def start(*words: str, shards: Path = city_shards, job: str = "train") -> Job:
         command = [sys.executable, f"jobs/{job}_cityscapes.py", "--shards", str(shards)]

@@ -53,7 +53,7 @@ def test_no_point_is_lost_or_doubled_while_the_server_comes_and_goes(
         return len(MlflowClient(server.uri).get_metric_history(run.run_id, "train/loss"))
 
     began_s = time.monotonic()
-    run = MlflowRun.open(describe(tmp_path), wait_s=10, ship_every_s=0.1)  # nobody answers yet
+    run = MlflowRun.open(describe(tmp_path), wait_s=2, ship_every_s=0.1)  # nobody answers yet
     assert time.monotonic() - began_s < 12
     assert run.run_id is None
     slowest_s.append(train(journal, 1, 50))
