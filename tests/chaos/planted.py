@@ -61,14 +61,14 @@ def commit_first() -> None:
 
 def older_checkpoint() -> None:
     """A resume begins at the checkpoint before the newest: the numbers are right, and work is lost."""
-    newest = run_parts._newest_for_all
+    newest = run_parts.newest_for_all
 
     def wrong(run_dir: Path, world: World) -> Path | None:
         found = newest(run_dir, world)
         older = [folder for folder in list_committed(run_dir) if folder != found]
         return older[0] if older else found
 
-    run_parts._newest_for_all = wrong
+    run_parts.newest_for_all = wrong
 
 
 def commit_of_upload_first() -> None:
