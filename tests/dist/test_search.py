@@ -110,10 +110,10 @@ def test_a_search_whose_processes_are_killed_one_after_the_other_trains_each_tri
     settings = [json.loads((folder.trial_dir(n) / "trial.json").read_text()) for n in (0, 1)]
 
     second = start_job(*typed, job="tune")
-    second.wait_until(lambda: committed(0) >= 5 or committed(1) >= 5, 200)
-    actors = titled(ray_head, TRIAL_DRIVER)
-    assert len(actors) == 2
-    actors[0].kill()
+    second.wait_until(
+        lambda: max(committed(0), committed(1)) >= 5 and len(titled(ray_head, TRIAL_DRIVER)) == 2, 200
+    )
+    titled(ray_head, TRIAL_DRIVER)[0].kill()
     second.wait_until(lambda: committed(0) >= 8 and committed(1) >= 8, 200)
     second.process.send_signal(signal.SIGTERM)
     stopped = second.result()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.launch import finished_run, train_job
+from pipeline.launch import finished_run, ray_cluster
 from pipeline.launch.job import Result
 from pipeline.launch.preflight import check_run
 from pipeline.launch.publish import Published
@@ -84,7 +84,7 @@ class World:
 @pytest.fixture
 def world(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(shards, tmp_path)
-    monkeypatch.setattr(train_job, "connected", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr(ray_cluster, "connected", lambda *_: pytest.fail("Ray was started"))
     monkeypatch.setattr(finished_run, "MlflowRun", FakeRun)
     monkeypatch.setattr(finished_run, "ship_pending", made.ship)
     monkeypatch.setattr("pipeline.launch.run_record.publish_best", made.publish)

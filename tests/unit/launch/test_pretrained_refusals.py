@@ -39,7 +39,7 @@ def test_wrong_weights_are_refused_with_2_before_ray(
     shards: Path, tmp_path: Path, argv: list[str], words: str,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("pipeline.launch.train_job.connected", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr("pipeline.launch.ray_cluster.connected", lambda *_: pytest.fail("Ray was started"))
     monkeypatch.setitem(sys.modules, "transformers", None)
     result, line = refuse(capsys, "--shards", str(shards), "--runs", str(tmp_path), *argv)
     assert result["exit_code"] == 2
