@@ -77,8 +77,8 @@ def _settle(request: TuneRequest, checked: CheckedSearch, result: Result) -> Non
     logger.info("[done]  search=%s is finished already, with this space: nothing to do", request.name)
     folder = TuneFolder(request.search_dir)
     outcome = folder.outcome()
-    # Its driver was killed between the last trial and its own end, or found no MLflow to make a run in.
-    if outcome is None or outcome["trials"] != len(folder.orders()) or not outcome["parent_run_id"]:
+    # Else its driver was killed between the last trial and its own end.
+    if outcome is None or outcome["trials"] != len(folder.orders()):
         with followed(request, checked, result):
             return
     result |= {name: outcome[name] for name in ("parent_run_id", "tracking_uri", "report")}

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from pipeline.errors import PipelineError
 from pipeline.launch import ray_cluster, tune_job
@@ -71,18 +70,6 @@ def test_a_finished_search_tells_its_best_against_the_defaults(words, capsys):
     assert (result["trials"], result["stopped"], result["failed"]) == (3, 0, 0)
     assert {name: result[name] for name in TOLD} == TOLD
     assert result["trained_run"] is None
-
-
-def test_a_finished_search_that_found_no_mlflow_gets_its_run_by_the_next_rerun(words):
-    folder, _ = finish(words, 0.5, 0.4, 0.7)
-    write_json(folder.path / OUTCOME, TOLD | {"parent_run_id": None, "trials": 3})
-    result = dict.fromkeys(tune_job.FIELDS)
-    tune_job.tune(result, words)
-    run = MlflowClient(result["tracking_uri"]).get_run(result["parent_run_id"])
-    assert run.info.status == "FINISHED"
-    outcome = folder.outcome()
-    assert outcome is not None
-    assert outcome["parent_run_id"] == result["parent_run_id"]
 
 
 @pytest.mark.parametrize(
