@@ -45,11 +45,7 @@ def begin_attempt(run_dir: Path, job: str = "", least: int = 1) -> str:
         token = max(newest_token(run_dir) + 1, least)
         while not _take(folder / f"{token:04d}"):
             token += 1
-        for path in (
-            folder,
-            run_dir,
-            run_dir.parent,
-        ):  # the first attempt has made them, or the lease before it
+        for path in (folder, run_dir, run_dir.parent):  # made by this attempt, or by the lease before it
             flush(path)
     except OSError as error:
         raise WorldStateError(

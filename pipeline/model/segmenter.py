@@ -103,7 +103,7 @@ def outline_segmenter(config: ModelConfig, num_classes: int) -> Segmenter:
 
     Memory that nobody wrote to is memory that the system does not give. A backbone of transformers, which
     fills its tensors in more ways than are left out here, is made on the meta device instead: that has no
-    memory, but imports torch._dynamo at the first value that is filled in, which takes a second of CPU.
+    memory, but imports torch._dynamo at the first value that is filled in, which is slow.
     Raises what `build_segmenter` raises; torch's seed stays where it is.
     """
     with torch.device("meta" if config.backbone.architecture else "cpu"), _NothingDrawn():
